@@ -1,0 +1,64 @@
+// Owns every bound of the system: queues, bodies, lists, retries, times. Units stand last in each name.
+
+/** One secret version: its fields and their values. */
+export const secretFieldsMax = 64;
+export const secretValueBytesMax = 65_536;
+export const secretPathBytesMax = 256;
+export const secretPathDepthMax = 16;
+export const fieldNameBytesMax = 64;
+
+/** One HTTP request body, and one answer that lists things. */
+export const httpBodyBytesMax = 1_048_576;
+export const listRowsMax = 1_000;
+export const reasonBytesMax = 1_024;
+export const labelsMax = 32;
+
+/** One policy set as text. */
+export const policyTextBytesMax = 262_144;
+export const policiesMax = 1_000;
+
+/** One run. */
+export const runCredentialsMax = 64;
+export const runArgumentsMax = 4_096;
+export const runCommandBytesMax = 65_536;
+export const envFileBytesMax = 65_536;
+export const runsPerHostMax = 4_096;
+export const processRowsMax = 256;
+export const ttlMsMin = 100;
+export const ttlMsMax = 7 * 24 * 3_600_000;
+/** What a policy without `@ceiling` allows. */
+export const ceilingMsDefault = 15 * 60_000;
+/** Between TERM and KILL at a ceiling and after the root's exit. A revocation has none. */
+export const graceMsDefault = 2_000;
+/** How long the agent waits past ceiling + grace for the keeper before it empties the tree itself. */
+export const keeperLagMsMax = 500;
+
+/** Enrolment and tokens. */
+export const joinTokenTtlMsDefault = 3_600_000;
+export const joinTokenTtlMsMax = 7 * 24 * 3_600_000;
+export const hostNameBytesMax = 63;
+
+/** The link between agent and control plane. */
+export const grantRequestTimeoutMs = 5_000;
+export const pullTimeoutMs = 5_000;
+export const busMessageBytesMax = 1_000_000;
+export const reconnectWaitMs = 250;
+export const revocationPageMax = 500;
+export const possessionRowsMax = 10_000;
+
+/** The agent's socket. */
+export const socketConnectionsMax = 8_192;
+export const keeperRequestTimeoutMs = 10_000;
+
+/** The ledger. */
+export const ledgerEntryBytesMax = 65_536;
+export const ledgerBatchEntriesMax = 256;
+export const ledgerBatchBytesMax = 524_288;
+export const ledgerSegmentBytesMax = 16_777_216;
+export const ledgerReceiptTimeoutMs = 5_000;
+export const spoolBytesMax = 1_073_741_824;
+
+/** Reconcilers and the outbox. */
+export const outboxBatchMax = 256;
+export const reconcileIntervalMs = 2_000;
+export const waitForReceiptMsDefault = 30_000;
