@@ -1,0 +1,214 @@
+// Owns the evaluation of Cedar policies: text in, located errors or decisions out. Used alike by control plane and agent.
+import * as cedar from '@cedar-policy/cedar-wasm/nodejs';
+import { CustodyError } from './errors.ts';
+import { policiesMax, policyTextBytesMax } from './limits.ts';
+import { foldersOf } from './names.ts';
+import { annotationProblem, combineObligations, type Obligations } from './policy.ts';
+
+/** What policies may speak of. A policy that names anything else is refused when it is applied. */
+export const policySchema = `
+entity Folder in [Folder];
+entity Secret in [Folder];
+entity Host tags String;
+entity LocalUser in [Host] { uid: Long };
+action hold appliesTo {
+  principal: [LocalUser],
+  resource: [Secret],
+  context: { program: String, reason?: String }
+};
+`;
+
+export interface Policy {
+  /** Its `@id`, else `line-N`. */
+  readonly id: string;
+  readonly effect: 'permit' | 'forbid';
+  readonly annotations: Readonly<Record<string, string>>;
+  readonly text: string;
+  /** Where it begins, from 1. */
+  readonly line: number;
+}
+
+export interface PolicyProblem {
+  /** From 1. */
+  readonly line: number;
+  /** From 1, in characters. */
+  readonly column: number;
+  readonly message: string;
+}
+
+/** `policy_invalid`, with every problem and where it stands. */
+export class PolicyInvalidError extends CustodyError {
+  readonly problems: readonly PolicyProblem[];
+
+  constructor(problems: readonly PolicyProblem[]) {
+    const [first] = problems;
+    super(
+      'policy_invalid',
+      first === undefined
+        ? 'the policy is not valid'
+        : `the policy is not valid: line ${first.line}, column ${first.column}: ${first.message}`,
+      { next: 'nothing was applied; mend it and try custody policy validate FILE' },
+    );
+    this.problems = problems;
+  }
+}
+
+/** Parses and checks a whole policy set. Throws {@link PolicyInvalidError}. */
+export function parsePolicies(text: string): Policy[] {
+  const bytes = new TextEncoder().encode(text);
+  if (bytes.byteLength > policyTextBytesMax) {
+    throw new CustodyError('too_large', `the policy has ${bytes.byteLength} bytes, more than ${policyTextBytesMax}`);
+  }
+  const syntax = cedar.checkParsePolicySet({ staticPolicies: text });
+  if (syntax.type === 'failure') throw new PolicyInvalidError(syntax.errors.map((error) => located(bytes, error)));
+  const parts = cedar.policySetTextToParts(text);
+  if (parts.type === 'failure') throw new PolicyInvalidError(parts.errors.map((error) => located(bytes, error)));
+  if (parts.policy_templates.length > 0) {
+    throw new PolicyInvalidError([
+      { line: 1, column: 1, message: 'a template (?principal, ?resource) has no place in a policy set' },
+    ]);
+  }
+  const policies = inOrder(text, parts.policies).map(([start, source]) => readPolicy(text, start, source));
+  const problems = [...policies.flatMap(checkAnnotations), ...checkIds(policies), ...checkTypes(bytes, text)];
+  if (policies.length > policiesMax) {
+    problems.push({ line: 1, column: 1, message: `${policies.length} policies, more than ${policiesMax}` });
+  }
+  if (problems.length > 0) throw new PolicyInvalidError(problems);
+  return policies;
+}
+
+export interface HoldRequest {
+  readonly host: string;
+  readonly labels: Readonly<Record<string, string>>;
+  readonly uid: number;
+  /** The secret's path. */
+  readonly path: string;
+  /** The command's first word. */
+  readonly program: string;
+  readonly reason: string | undefined;
+}
+
+export type HoldDecision =
+  | { readonly allow: true; readonly policyIds: readonly string[]; readonly obligations: Obligations }
+  | {
+      readonly allow: false;
+      /** The forbids that decided; empty where nothing permits. */
+      readonly policyIds: readonly string[];
+      /** Policies that could not be evaluated; they count as not permitting. */
+      readonly errors: readonly string[];
+    };
+
+/** The name of a local user as policies write it. */
+export function localUser(host: string, uid: number): string {
+  return `${host}/${uid}`;
+}
+
+/** One policy set, parsed once. `slot` names its place in Cedar's cache: one live engine per slot. */
+export class PolicyEngine {
+  readonly policies: readonly Policy[];
+  readonly #slot: string;
+  readonly #byId: ReadonlyMap<string, Policy>;
+
+  constructor(slot: string, policies: readonly Policy[]) {
+    this.policies = policies;
+    this.#slot = slot;
+    this.#byId = new Map(policies.map((policy) => [policy.id, policy]));
+    const answer = cedar.preparsePolicySet(slot, {
+      staticPolicies: Object.fromEntries(policies.map((policy) => [policy.id, policy.text])),
+    });
+    if (answer.type === 'failure') {
+      throw new CustodyError('internal', 'load policies: the set does not parse again', { cause: answer.errors });
+    }
+  }
+
+  decide(request: HoldRequest): HoldDecision {
+    const principal = { type: 'LocalUser', id: localUser(request.host, request.uid) };
+    const resource = { type: 'Secret', id: request.path };
+    const answer = cedar.statefulIsAuthorized({
+      principal,
+      action: { type: 'Action', id: 'hold' },
+      resource,
+      context: { program: request.program, ...(request.reason === undefined ? {} : { reason: request.reason }) },
+      preparsedPolicySetId: this.#slot,
+      entities: entitiesFor(request, principal, resource),
+    });
+    if (answer.type === 'failure') {
+      throw new CustodyError('internal', `decide on ${request.path}: the request was not understood`, {
+        cause: answer.errors,
+      });
+    }
+    const policyIds = answer.response.diagnostics.reason.toSorted();
+    if (answer.response.decision === 'deny') {
+      const errors = answer.response.diagnostics.errors.map((each) => `${each.policyId}: ${each.error.message}`);
+      return { allow: false, policyIds, errors };
+    }
+    const annotations = policyIds.map((id) => this.#byId.get(id)?.annotations ?? {});
+    return { allow: true, policyIds, obligations: combineObligations(annotations) };
+  }
+}
+
+function entitiesFor(request: HoldRequest, principal: cedar.TypeAndId, resource: cedar.TypeAndId): cedar.EntityJson[] {
+  const host = { type: 'Host', id: request.host };
+  const folders = foldersOf(request.path).map((id) => ({ type: 'Folder', id }));
+  return [
+    { uid: host, attrs: {}, parents: [], tags: { ...request.labels } },
+    { uid: principal, attrs: { uid: request.uid }, parents: [host] },
+    ...folders.map((uid, index) => ({ uid, attrs: {}, parents: folders.slice(Math.max(index - 1, 0), index) })),
+    { uid: resource, attrs: {}, parents: folders.slice(-1) },
+  ];
+}
+
+/** Cedar gives the parts sorted by an id it made up; put them back as they stand in the text. */
+function inOrder(text: string, sources: readonly string[]): [number, string][] {
+  const taken = new Set<number>();
+  const found = sources.map((source): [number, string] => {
+    let start = text.indexOf(source);
+    while (taken.has(start)) start = text.indexOf(source, start + 1);
+    taken.add(start);
+    return [start, source];
+  });
+  return found.toSorted(([a], [b]) => a - b);
+}
+
+function readPolicy(text: string, start: number, source: string): Policy {
+  const answer = cedar.policyToJson(source);
+  if (answer.type === 'failure') throw new CustodyError('internal', 'read policy: it does not parse alone');
+  const line = lineOf(text.slice(0, start));
+  const annotations = answer.json.annotations ?? {};
+  return { id: annotations['id'] ?? `line-${line}`, effect: answer.json.effect, annotations, text: source, line };
+}
+
+function checkAnnotations(policy: Policy): PolicyProblem[] {
+  return Object.entries(policy.annotations).flatMap(([name, value]) => {
+    const message = annotationProblem(name, value);
+    return message === undefined ? [] : [{ line: policy.line, column: 1, message }];
+  });
+}
+
+function checkIds(policies: readonly Policy[]): PolicyProblem[] {
+  const seen = new Map<string, number>();
+  return policies.flatMap((policy) => {
+    const before = seen.get(policy.id);
+    seen.set(policy.id, policy.line);
+    if (before === undefined) return [];
+    return [{ line: policy.line, column: 1, message: `@id("${policy.id}") stands already on line ${before}` }];
+  });
+}
+
+function checkTypes(bytes: Uint8Array, text: string): PolicyProblem[] {
+  const answer = cedar.validate({ schema: policySchema, policies: { staticPolicies: text } });
+  if (answer.type === 'failure') return answer.errors.map((error) => located(bytes, error));
+  return answer.validationErrors.map(({ error }) => located(bytes, error));
+}
+
+function located(bytes: Uint8Array, error: cedar.DetailedError): PolicyProblem {
+  const start = Math.min(error.sourceLocations?.[0]?.start ?? 0, bytes.byteLength);
+  const before = new TextDecoder().decode(bytes.subarray(0, start));
+  const help = error.help === null || error.help === '' ? '' : ` (${error.help})`;
+  const message = error.message.replace(/^failed to parse policies from string: /, '').replace(/^for policy .policy\d+., /, '');
+  return { line: lineOf(before), column: before.length - before.lastIndexOf('\n'), message: message + help };
+}
+
+function lineOf(before: string): number {
+  return before.split('\n').length;
+}

@@ -1,0 +1,74 @@
+// Owns the typed call of an endpoint over HTTP: used by the terminal and by the agent's enrolment.
+import { CustodyError, isErrorCode } from '@custody/core/errors';
+import { endpoints, problem, type Action, type BodyOf, type ParamsOf, type QueryOf, type ReplyOf } from './http.ts';
+import { parse } from './schema.ts';
+
+export interface ClientOptions {
+  /** `http://127.0.0.1:4100` */
+  readonly url: string;
+  readonly token?: string | undefined;
+  readonly timeoutMs?: number;
+}
+
+type Sent<Name extends Action> = (undefined extends ParamsOf<Name> ? unknown : { params: ParamsOf<Name> }) &
+  (undefined extends QueryOf<Name> ? unknown : { query?: QueryOf<Name> }) &
+  (undefined extends BodyOf<Name> ? unknown : { body: BodyOf<Name> });
+
+/** Calls one endpoint. Throws a CustodyError with the server's code, or `control_plane_unreachable`. */
+export async function call<Name extends Action>(
+  options: ClientOptions,
+  name: Name,
+  sent: Sent<Name>,
+): Promise<ReplyOf<Name>> {
+  const { method, path, reply } = endpoints[name];
+  const { params, query, body } = sent as Record<'params' | 'query' | 'body', Record<string, unknown> | undefined>;
+  const url = new URL(
+    path.replaceAll(/\{(\w+)\}/g, (_, key: string) => encodeURIComponent(String(params?.[key]))),
+    options.url,
+  );
+  for (const [key, value] of Object.entries(query ?? {})) {
+    if (value !== undefined) url.searchParams.set(key, String(value));
+  }
+  const response = await send(url, method, options, body);
+  const text = await response.text();
+  const data: unknown = text === '' ? undefined : jsonOrUndefined(text);
+  if (response.ok) return parse(reply, data, `the answer of ${method} ${path}`) as ReplyOf<Name>;
+  const told = problem.safeParse(data);
+  if (!told.success) {
+    throw new CustodyError('unavailable', `${method} ${url.pathname}: status ${response.status} from ${url.host}`, {
+      next: 'is CUSTODY_API the address of a control plane?',
+    });
+  }
+  const code = isErrorCode(told.data.code) ? told.data.code : 'internal';
+  throw new CustodyError(code, told.data.detail, {
+    ...(told.data.next === undefined ? {} : { next: told.data.next }),
+    cause: told.data,
+  });
+}
+
+async function send(url: URL, method: string, options: ClientOptions, body: unknown): Promise<Response> {
+  try {
+    return await fetch(url, {
+      method,
+      headers: {
+        ...(body === undefined ? {} : { 'content-type': 'application/json' }),
+        ...(options.token === undefined ? {} : { authorization: `Bearer ${options.token}` }),
+      },
+      ...(body === undefined ? {} : { body: JSON.stringify(body) }),
+      signal: AbortSignal.timeout(options.timeoutMs ?? 60_000),
+    });
+  } catch (cause) {
+    throw new CustodyError('control_plane_unreachable', `cannot reach the control plane at ${url.origin}`, {
+      next: 'is it up? try custody status, or custody up',
+      cause,
+    });
+  }
+}
+
+function jsonOrUndefined(text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return undefined;
+  }
+}

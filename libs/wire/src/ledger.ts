@@ -1,0 +1,101 @@
+// Owns the body of every kind of ledger entry: what hosts and control plane put on record.
+import { z } from 'zod';
+import { processRowsMax } from '@custody/core/limits';
+import { containment, count, held, id, secretPath, timestamp, ttlMs } from './schema.ts';
+import { failure, revocationTarget } from './messages.ts';
+
+const text = z.string().max(70_000);
+
+/** One process of a tree, as the keeper accounted for it. */
+export const processRow = z.strictObject({
+  pid: count,
+  ppid: count,
+  /** When it started, in clock ticks since boot: with the pid it names a process for ever. */
+  startTicks: z.string().regex(/^\d{1,20}$/),
+  /** `exit:0`, `signal:15`, or `killed:9` where custody sent the signal. */
+  how: z.string().max(32),
+  name: z.string().max(64),
+});
+export type ProcessRow = z.infer<typeof processRow>;
+
+const run = { grantId: id, runId: id };
+
+/** Kinds that a host writes. */
+export const hostKinds = {
+  agent_started: z.strictObject({ version: z.string(), openRuns: count }),
+  refused: z.strictObject({ uid: count, pid: count, command: text, error: failure }),
+  released: z.strictObject({
+    ...run,
+    uid: count,
+    pid: count,
+    subject: z.string(),
+    command: z.array(z.string()),
+    cwd: z.string(),
+    credentials: z.array(held),
+    ceilingMs: count,
+    ceilingBootMs: count,
+    policyRevision: count,
+    policyIds: z.array(z.string()),
+    containment,
+    parent: id.optional(),
+    reason: z.string().optional(),
+  }),
+  started: z.strictObject({ ...run, pid: count, startTicks: z.string() }),
+  ended: z.strictObject({
+    ...run,
+    cause: z.enum(['exit', 'ceiling', 'revoked', 'agent', 'lost', 'not_started']),
+    rootStatus: z.string().optional(),
+    emptyBootMs: count,
+    survivors: count,
+    processes: count,
+    rows: z.array(processRow).max(processRowsMax),
+    /** How the end is known: the keeper saw the tree empty, or the agent swept after losing the keeper. */
+    proof: z.enum(['keeper', 'sweep']),
+    containment,
+  }),
+  /** What one revocation did to one run here. The entry's signature makes it the host's receipt. */
+  receipt: z.strictObject({
+    ...run,
+    epoch: z.int().positive(),
+    outcome: z.enum(['killed', 'already_ended']),
+    heardAt: timestamp,
+    /** Microseconds after it was heard, on the boot-time clock. */
+    signalledMicros: count.optional(),
+    emptyMicros: count.optional(),
+    survivors: count,
+    processes: count,
+    containment,
+  }),
+} as const;
+
+/** Kinds that the control plane writes. */
+export const controlPlaneKinds = {
+  control_plane_started: z.strictObject({ version: z.string() }),
+  join_token_created: z.strictObject({ by: z.string(), tokenId: id, name: z.string().optional(), ttlMs }),
+  host_enrolled: z.strictObject({ hostId: id, name: z.string(), signingKey: z.string(), sealingKey: z.string() }),
+  secret_put: z.strictObject({ by: z.string(), path: secretPath, version: count, fields: z.array(z.string()) }),
+  secret_revealed: z.strictObject({ by: z.string(), path: secretPath, version: count }),
+  secret_removed: z.strictObject({ by: z.string(), path: secretPath }),
+  policy_applied: z.strictObject({ by: z.string(), revision: count, sha256: z.string() }),
+  granted: z.strictObject({
+    ...run,
+    hostId: id,
+    subject: z.string(),
+    credentials: z.array(held),
+    ceilingMs: count,
+    policyRevision: count,
+    policyIds: z.array(z.string()),
+    epoch: count,
+  }),
+  denied: z.strictObject({ hostId: id, subject: z.string(), command: text, error: failure }),
+  revoked: z.strictObject({ by: z.string(), epoch: count, target: revocationTarget, reason: z.string() }),
+  ledger_forked: z.strictObject({ hostId: id, chainEpoch: count, seq: count, held: z.string(), offered: z.string() }),
+} as const;
+
+export type HostKind = keyof typeof hostKinds;
+export type HostBody<Kind extends HostKind> = z.infer<(typeof hostKinds)[Kind]>;
+export type ControlPlaneKind = keyof typeof controlPlaneKinds;
+export type ControlPlaneBody<Kind extends ControlPlaneKind> = z.infer<(typeof controlPlaneKinds)[Kind]>;
+
+/** The author of the control plane's own chain. */
+export const controlPlaneAuthor = 'control-plane';

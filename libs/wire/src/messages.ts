@@ -1,0 +1,129 @@
+// Owns what agent and control plane say to each other over NATS, and the claims of what the control plane signs.
+import { z } from 'zod';
+import { CustodyError, errorCodes, type ErrorCode } from '@custody/core/errors';
+import { revocationPageMax, runCredentialsMax } from '@custody/core/limits';
+import {
+  base64,
+  command,
+  containment,
+  count,
+  freshness,
+  held,
+  id,
+  jws,
+  labels,
+  reason,
+  timestamp,
+  ttlMs,
+  wanted,
+} from './schema.ts';
+
+/** The `typ` of each thing that is signed, so that none can pass for another. */
+export const signedTypes = {
+  grant: 'custody-grant',
+  revocation: 'custody-revocation',
+  policy: 'custody-policy',
+} as const;
+
+export const failure = z.strictObject({
+  code: z.enum(errorCodes as [ErrorCode, ...ErrorCode[]]),
+  message: z.string().max(4_096),
+  next: z.string().max(4_096).optional(),
+});
+export type Failure = z.infer<typeof failure>;
+
+export function failureOf(error: unknown): Failure {
+  if (!(error instanceof CustodyError)) return { code: 'internal', message: 'the control plane failed; its log says why' };
+  const { code, publicMessage, next } = error;
+  return { code, message: publicMessage, ...(next === undefined ? {} : { next }) };
+}
+
+export function errorOf(told: Failure): CustodyError {
+  return new CustodyError(told.code, told.message, told.next === undefined ? {} : { next: told.next });
+}
+
+function answer<Shape extends z.ZodRawShape>(shape: Shape) {
+  return z.discriminatedUnion('ok', [
+    z.strictObject({ ok: z.literal(true), ...shape }),
+    z.strictObject({ ok: z.literal(false), error: failure }),
+  ]);
+}
+
+/** `up.grant` */
+export const grantRequest = z.strictObject({
+  version: z.literal(1),
+  /** Made by the agent for this one request; comes back in the grant, so that no older grant can be replayed. */
+  requestId: id,
+  runId: id,
+  uid: count,
+  gid: count,
+  pid: count,
+  command,
+  cwd: z.string().max(4_096),
+  reason: reason.optional(),
+  ttlMs: ttlMs.optional(),
+  credentials: z.array(wanted).max(runCredentialsMax),
+  containment,
+  parent: z.strictObject({ grantId: id, remainingMs: count }).optional(),
+});
+export type GrantRequest = z.infer<typeof grantRequest>;
+
+/** The claims of a grant (JWS, `typ` custody-grant). */
+export const grantClaims = z.strictObject({
+  grantId: id,
+  requestId: id,
+  runId: id,
+  hostId: id,
+  subject: z.string(),
+  credentials: z.array(held),
+  /** Counted on the host's boot-time clock from the instant the host asked. */
+  ceilingMs: count,
+  graceMs: count,
+  freshness,
+  policyRevision: count,
+  policyIds: z.array(z.string()),
+  containment,
+  parent: id.optional(),
+  /** The revocation epoch at the decision: the host must have applied it before it releases. */
+  epoch: count,
+  grantedAt: timestamp,
+});
+export type GrantClaims = z.infer<typeof grantClaims>;
+
+export const grantAnswer = answer({
+  grant: jws,
+  /** The values, one field per variable name, sealed to the host: docs/spec/sealing.md. */
+  sealed: base64,
+  notes: z.array(z.string()),
+});
+export type GrantAnswer = z.infer<typeof grantAnswer>;
+
+export const revocationTarget = z.strictObject({ kind: z.literal('grant'), id });
+
+/** The claims of one entry of the revocation log (JWS, `typ` custody-revocation). */
+export const revocationClaims = z.strictObject({
+  epoch: z.int().positive(),
+  target: revocationTarget,
+  reason: z.string(),
+  at: timestamp,
+});
+export type RevocationClaims = z.infer<typeof revocationClaims>;
+
+/** `fleet.revocation`: the newest entry. `up.revocations` asks for those after a cursor. */
+export const revocationBroadcast = z.strictObject({ entry: jws });
+export const revocationsRequest = z.strictObject({ after: count });
+export const revocationsAnswer = answer({ entries: z.array(jws).max(revocationPageMax), head: count });
+export type RevocationsAnswer = z.infer<typeof revocationsAnswer>;
+
+/** The claims of a policy set (JWS, `typ` custody-policy); `labels` are the asking host's own. */
+export const policyClaims = z.strictObject({ revision: count, text: z.string(), hostId: id, labels, at: timestamp });
+export type PolicyClaims = z.infer<typeof policyClaims>;
+
+/** `fleet.policy` says only that there is a newer one; `up.policy` fetches it signed. */
+export const policyNotice = z.strictObject({ revision: count });
+export const policyRequest = z.strictObject({ have: count });
+export const policyAnswer = answer({ signed: jws });
+export type PolicyAnswer = z.infer<typeof policyAnswer>;
+
+/** `down.ledger`: what the control plane durably holds of this host's ledger (JWS, docs/spec/ledger.md). */
+export const ledgerReceiptMessage = z.strictObject({ receipt: jws });

@@ -1,0 +1,11 @@
+// Owns the protocol version and its history. Every change that an older peer could misread gets a row.
+
+export const protocolVersion = 1;
+
+export const protocolHistory: readonly { readonly version: number; readonly date: string; readonly what: string }[] = [
+  {
+    version: 1,
+    date: '2026-11-22',
+    what: 'enrolment, grants, revocation of a grant, ledger shipping, policy sets, possession',
+  },
+];
