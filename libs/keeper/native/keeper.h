@@ -1,0 +1,71 @@
+/* What the keeper's files share: bounds, exit codes, messages, the clock and what was inherited. */
+#ifndef CUSTODY_KEEPER_H
+#define CUSTODY_KEEPER_H
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+
+#include <signal.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+/* docs/spec/keeper.md, "Exit codes of `custody run`". */
+enum {
+  EXIT_USAGE = 2,
+  EXIT_REVOKED = 123,
+  EXIT_CEILING = 124,
+  EXIT_CUSTODY = 125,
+  EXIT_CANNOT_EXECUTE = 126,
+  EXIT_NOT_FOUND = 127,
+};
+
+#define ENV_FILE_BYTES_MAX 65536
+#define REASON_BYTES_MAX 1024
+#define GRANT_BYTES_MAX 64
+#define TTL_MS_MAX (INT64_C(365) * 24 * 3600 * 1000)
+#define GRACE_MS_MAX (INT64_C(24) * 3600 * 1000)
+#define ANSWER_MS_MAX 30000
+#define NEVER INT64_MAX
+
+/* say.c: one line on stderr, after "custody: ", in one write. Control bytes come out as '?'. */
+__attribute__((format(printf, 1, 2))) void say(const char *format, ...);
+/* The same, indented under the line before it. */
+__attribute__((format(printf, 1, 2))) void say_more(const char *format, ...);
+/* Writes '?' over every control byte: names and lines go to terminals and into line formats. */
+void blank_controls(char *text, size_t bytes);
+
+/* clock.c: milliseconds on the host's boot-time clock. */
+int64_t boot_ms(void);
+/* Makes the one alarm of this process; false, with errno, when the kernel has none. */
+bool alarm_open(void);
+/* SIGCONT to this process at that instant, and every second after it until it is set again. */
+void alarm_at(int64_t at_boot_ms);
+
+/* What the child must find as if the keeper had never been there. */
+struct inherited {
+  sigset_t mask;
+  struct sigaction sigpipe;
+  struct sigaction sigchld;
+};
+
+/* `custody run`, its arguments parsed. */
+struct request {
+  const char *socket_path; /* --socket or NULL */
+  const char *reason;
+  int64_t ttl_ms; /* 0: not given */
+  char **env;     /* NAME=REF */
+  size_t env_count;
+  char **env_files; /* paths */
+  size_t env_file_count;
+  char **command; /* NULL-terminated */
+};
+
+/* run.c: one run from request to exit code. */
+int run(const struct request *request);
+/* sweep.c: finds and ends every process that holds the grant's marker. */
+int sweep(const char *grant, int64_t grace_ms);
+
+#endif

@@ -1,0 +1,159 @@
+/* Owns the command line: what is accepted, what is said about it, and the exit code. */
+#include "keeper.h"
+
+#include "frame.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static const char help_run[] =
+    "Usage: custody run [--env NAME=REF]... [--env-file FILE]... [--ttl 15m] [--reason TEXT] -- CMD [ARG...]\n"
+    "\n"
+    "Runs CMD with the credentials that policy grants it, and ends everything it started when the\n"
+    "grant ends: at its ceiling, at a revocation, or when CMD itself exits.\n"
+    "\n"
+    "  --env NAME=REF   put the value of REF (custody://prod/stripe/api_key) in CMD's environment as NAME\n"
+    "  --env-file FILE  the same, for every reference in a .env file (at most 64 KiB)\n"
+    "  --ttl DURATION   ask for at most this long: 500ms, 90s, 15m, 8h, 1d; policy may clamp it\n"
+    "  --reason TEXT    why, for the record and for whoever has to approve\n"
+    "  --socket PATH    the agent's socket; else $CUSTODY_SOCKET, else $XDG_RUNTIME_DIR/custody/agent.sock\n"
+    "                   where that exists, else /run/custody/agent.sock\n"
+    "  --help, --version\n"
+    "\n"
+    "Exits as CMD does; 128+n when signal n ended it; 124 at the ceiling; 123 when revoked; 125 when refused\n"
+    "or custody failed; 126 when CMD cannot be executed; 127 when it is not found; 2 for a mistake in usage.\n";
+
+static const char help_sweep[] =
+    "Usage: custody-keeper sweep GRANT [--grace-ms N]\n"
+    "\n"
+    "Finds every process that was started with CUSTODY_GRANT=GRANT and every descendant of one, and kills\n"
+    "them until none is left: at once, or N ms after a TERM. Prints one line a process, `pid ppid start_ticks\n"
+    "how name`, and then `empty BOOT_MS`. Exits 0 when empty, 1 when something could not be killed.\n";
+
+static const char help_all[] =
+    "Usage: custody-keeper run ... | sweep ... | --help | --version\n"
+    "\n"
+    "The native part of `custody run`. `custody-keeper run --help` and `custody-keeper sweep --help` tell more.\n";
+
+static int print(const char *text) {
+  return fputs(text, stdout) < 0 || fflush(stdout) != 0 ? EXIT_CUSTODY : 0;
+}
+
+static bool env_entry(const char *entry) {
+  if (!((*entry | 0x20) >= 'a' && (*entry | 0x20) <= 'z') && *entry != '_') return false;
+  while (((*entry | 0x20) >= 'a' && (*entry | 0x20) <= 'z') || (*entry >= '0' && *entry <= '9') || *entry == '_') {
+    entry++;
+  }
+  return entry[0] == '=' && entry[1] != '\0';
+}
+
+static bool duration(const char *text, int64_t *ms) {
+  static const struct {
+    const char *unit;
+    int64_t ms;
+  } units[] = {{"ms", 1}, {"s", 1000}, {"m", 60000}, {"h", 3600000}, {"d", 86400000}};
+  size_t digits = strspn(text, "0123456789");
+  int64_t number;
+  if (!decimal(text, digits, &number) || number < 1) return false;
+  for (size_t i = 0; i < sizeof units / sizeof *units; i++) {
+    if (strcmp(text + digits, units[i].unit) != 0) continue;
+    if (number > TTL_MS_MAX / units[i].ms) return false;
+    *ms = number * units[i].ms;
+    return true;
+  }
+  return false;
+}
+
+/* Takes one option's value; false, with a line said, when it is no good. */
+static bool take(struct request *request, const char *flag, char *value) {
+  if (strcmp(flag, "--env") == 0) {
+    /* The entry may be `NAME=plain secret` by mistake: only the flag is named, never its value. */
+    if (!env_entry(value)) say("--env wants NAME=REF, NAME of letters, digits and _, not starting with a digit");
+    else if (strncmp(value, "CUSTODY_GRANT=", 14) == 0) say("--env CUSTODY_GRANT: custody sets this name itself");
+    else return request->env[request->env_count++] = value, true;
+  } else if (strcmp(flag, "--env-file") == 0) {
+    return request->env_files[request->env_file_count++] = value, true;
+  } else if (strcmp(flag, "--ttl") == 0) {
+    if (duration(value, &request->ttl_ms)) return true;
+    say("--ttl wants a whole number and a unit, ms, s, m, h or d, up to 365d: for example 15m");
+  } else if (strcmp(flag, "--reason") == 0) {
+    request->reason = value;
+    if (*value != '\0' && strlen(value) <= REASON_BYTES_MAX) return true;
+    say("--reason wants 1 to %d bytes", REASON_BYTES_MAX);
+  } else {
+    request->socket_path = value;
+    if (*value != '\0') return true;
+    say("--socket wants a path");
+  }
+  return false;
+}
+
+static int main_run(int count, char **words) {
+  static const char *const flags[] = {"--env", "--env-file", "--ttl", "--reason", "--socket"};
+  struct request request = {0};
+  request.env = calloc((size_t)count + 1, sizeof *request.env);
+  request.env_files = calloc((size_t)count + 1, sizeof *request.env_files);
+  if (request.env == NULL || request.env_files == NULL) return EXIT_CUSTODY;
+  int at = 0;
+  for (; at < count && words[at][0] == '-' && strcmp(words[at], "--") != 0; at++) {
+    const char *word = words[at], *flag = NULL;
+    if (strcmp(word, "--help") == 0 || strcmp(word, "-h") == 0) return print(help_run);
+    if (strcmp(word, "--version") == 0) return print("custody-keeper " CUSTODY_VERSION "\n");
+    size_t name_bytes = strcspn(word, "=");
+    for (size_t i = 0; i < sizeof flags / sizeof *flags; i++) {
+      if (strlen(flags[i]) == name_bytes && memcmp(word, flags[i], name_bytes) == 0) flag = flags[i];
+    }
+    if (flag == NULL) {
+      say("unknown option %.*s; see `custody run --help`", (int)name_bytes, word);
+      return EXIT_USAGE;
+    }
+    char *value = word[name_bytes] == '=' ? words[at] + name_bytes + 1 : NULL;
+    if (value == NULL && at + 1 < count) value = words[++at];
+    if (value == NULL) {
+      say("%s wants a value; see `custody run --help`", flag);
+      return EXIT_USAGE;
+    }
+    if (!take(&request, flag, value)) return EXIT_USAGE;
+  }
+  if (at < count && strcmp(words[at], "--") == 0) at++;
+  request.command = words + at;
+  if (at < count && words[at][0] != '\0') return run(&request);
+  say("no command to run; see `custody run --help`");
+  return EXIT_USAGE;
+}
+
+static int main_sweep(int count, char **words) {
+  const char *grant = NULL;
+  int64_t grace_ms = 0;
+  for (int at = 0; at < count; at++) {
+    if (strcmp(words[at], "--help") == 0 || strcmp(words[at], "-h") == 0) return print(help_sweep);
+    if (strcmp(words[at], "--grace-ms") == 0) {
+      const char *value = ++at < count ? words[at] : "";
+      if (decimal(value, strlen(value), &grace_ms) && grace_ms <= GRACE_MS_MAX) continue;
+      say("--grace-ms wants a whole number of milliseconds, at most a day of them");
+      return EXIT_USAGE;
+    }
+    if (words[at][0] == '-' || grant != NULL) {
+      say("unexpected %s; see `custody-keeper sweep --help`", words[at]);
+      return EXIT_USAGE;
+    }
+    grant = words[at];
+  }
+  if (grant != NULL && *grant != '\0' && strlen(grant) <= GRANT_BYTES_MAX) return sweep(grant, grace_ms);
+  say("sweep wants a grant id of 1 to %d bytes", GRANT_BYTES_MAX);
+  return EXIT_USAGE;
+}
+
+int main(int count, char **words) {
+  const char *verb = count > 1 ? words[1] : "";
+  int code = EXIT_USAGE;
+  if (strcmp(verb, "run") == 0) code = main_run(count - 2, words + 2);
+  else if (strcmp(verb, "sweep") == 0) code = main_sweep(count - 2, words + 2);
+  else if (strcmp(verb, "--help") == 0 || strcmp(verb, "-h") == 0) code = print(help_all);
+  else if (strcmp(verb, "--version") == 0) code = print("custody-keeper " CUSTODY_VERSION "\n");
+  else if (*verb == '\0') say("what to do? see `custody-keeper --help`");
+  else say("unknown command %s; see `custody-keeper --help`", verb);
+  _exit(code);
+}

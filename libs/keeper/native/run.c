@@ -1,0 +1,525 @@
+/* Owns one run: asks the agent, starts the root, ends the tree, accounts for every process of it. */
+#include "keeper.h"
+
+#include "child.h"
+#include "containment.h"
+#include "link.h"
+#include "stop.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/signalfd.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define RECONNECT_MS_MIN 250
+#define RECONNECT_MS_MAX 2000
+#define DELIVER_MS_MAX 2000
+#define PASS_MS_MIN 5
+#define PASS_MS_MAX 200
+#define SEND_MS_MAX 100 /* after the request our frames are small: an agent that takes none is as good as gone */
+
+static const struct request *request;
+static struct inherited inherited;
+static int signals; /* the signalfd */
+
+static char grant[GRANT_BYTES_MAX + 1];
+static int64_t ceiling_boot_ms;
+static int64_t grace_ms;
+
+static struct process root;
+static bool root_gone, root_stopped;
+static struct row root_end; /* how and how_number */
+
+static const char *cause; /* NULL: the run has not begun to end */
+static int64_t signalled_boot_ms = NEVER, kill_boot_ms = NEVER, pass_boot_ms;
+static int64_t pass_pause_ms = PASS_MS_MIN;
+static unsigned kill_passes;
+static int survivors, processes;
+static struct rows rows;
+static bool refusal_said;
+
+static bool attached; /* the agent on the link knows this run */
+static int64_t reconnect_boot_ms, reconnect_pause_ms = RECONNECT_MS_MIN;
+
+static int64_t earlier(int64_t a, int64_t b) { return a < b ? a : b; }
+
+/* --- before anything else --------------------------------------------------------------------- */
+
+static bool prepare(void) {
+  /* A descriptor of ours must never land on 0, 1 or 2: a message on stderr would go to the agent. */
+  for (int fd = 0; fd <= 2; fd++) {
+    if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", O_RDWR | O_CLOEXEC) < 0) return false;
+  }
+  /* Blocked first, so that none is lost between here and the signalfd. A fault of our own cannot wait. */
+  sigset_t ours;
+  sigfillset(&ours);
+  const int faults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS};
+  for (size_t i = 0; i < sizeof faults / sizeof *faults; i++) sigdelset(&ours, faults[i]);
+  sigprocmask(SIG_BLOCK, &ours, &inherited.mask);
+  /* A terminal that has gone must not end the keeper; and an ignored SIGCHLD, which a parent can leave us,
+     would make the kernel reap our children behind our back (waitpid(2)). */
+  struct sigaction ignore = {.sa_handler = SIG_IGN}, standard = {.sa_handler = SIG_DFL};
+  sigaction(SIGPIPE, &ignore, &inherited.sigpipe);
+  sigaction(SIGCHLD, &standard, &inherited.sigchld);
+  /* No core dump, no ptrace and no /proc/PID/mem or environ for anyone but root. */
+  prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
+  sigdelset(&ours, SIGPIPE);
+  signals = signalfd(-1, &ours, SFD_NONBLOCK | SFD_CLOEXEC);
+  return signals >= 0 && alarm_open() && containment.prepare();
+}
+
+/* --- the request ------------------------------------------------------------------------------ */
+
+static bool put_env_file(const char *path) {
+  static char bytes[ENV_FILE_BYTES_MAX + 1];
+  int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY);
+  if (fd < 0) {
+    say("--env-file %s: cannot open: %s", path, strerror(errno));
+    return false;
+  }
+  size_t held = 0;
+  ssize_t got = 0;
+  while (held < sizeof bytes && (got = read(fd, bytes + held, sizeof bytes - held)) > 0) held += (size_t)got;
+  int fault = got < 0 ? errno : 0;
+  close(fd);
+  bool fits = held <= ENV_FILE_BYTES_MAX, text = memchr(bytes, 0, held) == NULL;
+  if (fault != 0) say("--env-file %s: cannot read: %s", path, strerror(fault));
+  else if (!fits) say("--env-file %s: larger than %d bytes", path, ENV_FILE_BYTES_MAX);
+  else if (!text) say("--env-file %s: holds a NUL byte, so it is not an env file", path);
+  else frame_put("env_file", bytes, held);
+  explicit_bzero(bytes, held); /* such files hold plain values too */
+  return fault == 0 && fits && text;
+}
+
+/* Puts the request together; 0 or the exit code. */
+static int put_request(void) {
+  char cwd[4096];
+  if (getcwd(cwd, sizeof cwd) == NULL) {
+    say("cannot read the working directory: %s; change to one that exists", strerror(errno));
+    return EXIT_CUSTODY;
+  }
+  frame_begin("request");
+  frame_text("version", "1");
+  frame_text("cwd", cwd);
+  frame_text("containment", containment.name);
+  if (request->ttl_ms > 0) frame_print("ttl_ms", "%lld", (long long)request->ttl_ms);
+  if (request->reason != NULL) frame_text("reason", request->reason);
+  for (size_t i = 0; i < request->env_count; i++) frame_text("env", request->env[i]);
+  for (size_t i = 0; i < request->env_file_count; i++) {
+    if (!put_env_file(request->env_files[i])) return EXIT_USAGE;
+  }
+  const char *parent = getenv("CUSTODY_GRANT"), *trace = getenv("TRACEPARENT");
+  if (parent != NULL && *parent != '\0') frame_text("parent", parent);
+  if (trace != NULL && *trace != '\0') frame_text("traceparent", trace);
+  for (char **arg = request->command; *arg != NULL; arg++) frame_text("arg", *arg);
+  size_t bytes;
+  if (frame_done(&bytes) != NULL) return 0;
+  say("the command line and the env files are more than one request holds (%d bytes, %d entries)",
+      FRAME_PAYLOAD_BYTES_MAX, FRAME_FIELDS_MAX);
+  return EXIT_USAGE;
+}
+
+/* --- the grant -------------------------------------------------------------------------------- */
+
+static bool names_same(const char *a, const char *b) {
+  while (*a == *b && *a != '=' && *a != '\0') a++, b++;
+  return *a == '=' && *b == '=';
+}
+
+/* The child's environment: ours, without what it must not inherit, and the credentials where they were
+   received. NULL when memory is out or an entry is no NAME=VALUE. */
+static char **environment(const struct frame *granted, char *marker) {
+  size_t room = 2, cursor = 0, count = 0;
+  struct field field;
+  while (frame_next(granted, &cursor, &field)) room++;
+  for (char **entry = environ; *entry != NULL; entry++) room++;
+  char **entries = calloc(room, sizeof *entries);
+  if (entries == NULL) return NULL;
+  entries[count++] = marker;
+  cursor = 0;
+  while (frame_next(granted, &cursor, &field)) {
+    if (!field_is(&field, "env")) continue;
+    if (strchr(field.value, '=') == NULL || field.value[0] == '=') return NULL;
+    size_t same = 0;
+    while (same < count && !names_same(entries[same], field.value)) same++;
+    if (same == 0) continue; /* the marker is ours */
+    entries[same] = field.value;
+    if (same == count) count++;
+  }
+  size_t ours = count;
+  for (char **entry = environ; *entry != NULL; entry++) {
+    bool replaced = names_same(*entry, "CUSTODY_TOKEN="); /* the operator's, never a run's */
+    for (size_t i = 0; i < ours && !replaced; i++) replaced = names_same(*entry, entries[i]);
+    if (!replaced) entries[count++] = *entry;
+  }
+  return entries;
+}
+
+static int broke_protocol(const char *what) {
+  say("the agent broke the keeper protocol: %s; are the agent and `custody run` of one version?", what);
+  return EXIT_CUSTODY;
+}
+
+static int cannot_run(int fault, bool executing) {
+  frame_begin("failed");
+  frame_print("errno", "%d", fault);
+  link_send(SEND_MS_MAX);
+  say("cannot run %s: %s", request->command[0], strerror(fault));
+  if (!executing) return EXIT_CUSTODY;
+  return fault == ENOENT ? EXIT_NOT_FOUND : EXIT_CANNOT_EXECUTE;
+}
+
+/* Starts the root with what was granted; 0 or the exit code. The frame is wiped either way. */
+static int start(const struct frame *granted) {
+  static char marker[sizeof "CUSTODY_GRANT=" + GRANT_BYTES_MAX] = "CUSTODY_GRANT=";
+  static char *nothing[] = {NULL};
+  struct field id;
+  if (!frame_one(granted, "grant", &id) || id.value_bytes < 1 || id.value_bytes > GRANT_BYTES_MAX ||
+      !frame_number(granted, "ceiling_boot_ms", &ceiling_boot_ms) ||
+      !frame_number(granted, "grace_ms", &grace_ms) || grace_ms > GRACE_MS_MAX) {
+    link_drop(granted);
+    return broke_protocol("a grant without a usable id, ceiling or grace");
+  }
+  memcpy(grant, id.value, id.value_bytes + 1);
+  strcat(marker, grant);
+  char **entries = environment(granted, marker);
+  if (entries == NULL) {
+    link_drop(granted);
+    return broke_protocol("a grant whose environment is not NAME=VALUE");
+  }
+  environ = entries;
+  int fault = 0;
+  bool executing = false;
+  pid_t pid = child_start(request->command, &inherited, &fault, &executing);
+  environ = nothing;
+  free(entries);
+  link_drop(granted);
+  if (pid < 0) return cannot_run(fault, executing);
+  process_read(pid, &root); /* a child that has ended stays readable until it is reaped */
+  root.pid = pid;
+  frame_begin("started");
+  frame_print("pid", "%d", (int)root.pid);
+  frame_print("start_ticks", "%llu", (unsigned long long)root.start_ticks);
+  attached = link_send(SEND_MS_MAX);
+  reconnect_boot_ms = 0;
+  return 0;
+}
+
+static void say_lines(const struct frame *frame, const char *first_after, bool indented) {
+  size_t cursor = 0;
+  struct field field;
+  bool first = true;
+  while (frame_next(frame, &cursor, &field)) {
+    if (!field_is(&field, "line")) continue;
+    if (first || !indented) say("%s%s", first_after, field.value);
+    else say_more("%s", field.value);
+    first = false;
+  }
+}
+
+/* What the agent has said so far; 0 to go on waiting, -1 when the root was started, or the exit code. */
+static int hear_answer(void) {
+  struct frame frame;
+  enum frame_fault fault;
+  link_receive();
+  for (enum link_news news; (news = link_next(&frame, &fault)) != LINK_QUIET;) {
+    if (news == LINK_LOST) {
+      say("agent closed the connection before it answered (%s); `custody agent status` shows why", link_path());
+      return EXIT_CUSTODY;
+    }
+    if (news == LINK_BROKEN) return broke_protocol(frame_fault_name(fault));
+    if (frame_is(&frame, "granted")) {
+      int code = start(&frame);
+      return code == 0 ? -1 : code;
+    }
+    if (frame_is(&frame, "refused")) {
+      int64_t code = 0;
+      say_lines(&frame, "refused: ", true);
+      return frame_number(&frame, "exit", &code) && code == EXIT_USAGE ? EXIT_USAGE : EXIT_CUSTODY;
+    }
+    if (!frame_is(&frame, "note")) return broke_protocol("an unexpected word before the grant");
+    say_lines(&frame, "", false);
+    link_drop(&frame);
+  }
+  return 0;
+}
+
+/* A signal while there is no child yet does to us what it would do to any program; 0 or the exit code. */
+static int before_start(int signal) {
+  struct sigaction action;
+  if (signal == SIGCONT || signal == SIGCHLD || signal == SIGWINCH || signal == SIGURG) return 0;
+  if (sigaction(signal, NULL, &action) == 0 && action.sa_handler == SIG_IGN) return 0; /* as under nohup */
+  if (signal != SIGTSTP && signal != SIGTTIN && signal != SIGTTOU) return 128 + signal;
+  stop_self();
+  return 0;
+}
+
+static int ask(void) {
+  int64_t until_boot_ms = boot_ms() + ANSWER_MS_MAX;
+  alarm_at(until_boot_ms);
+  for (;;) {
+    struct pollfd ready[2] = {{.fd = signals, .events = POLLIN}, {.fd = link_fd(), .events = POLLIN}};
+    poll(ready, 2, -1);
+    struct signalfd_siginfo info;
+    while (ready[0].revents != 0 && read(signals, &info, sizeof info) == (ssize_t)sizeof info) {
+      int code = before_start((int)info.ssi_signo);
+      if (code != 0) return code;
+    }
+    int code = ready[1].revents != 0 ? hear_answer() : 0;
+    if (code != 0) return code;
+    if (boot_ms() < until_boot_ms) continue;
+    say("no answer from the agent at %s in %d s; `custody agent status` shows why", link_path(),
+        ANSWER_MS_MAX / 1000);
+    return EXIT_CUSTODY;
+  }
+}
+
+/* --- the end of a tree ------------------------------------------------------------------------ */
+
+/* Returns how many were alive; a process that has been sent a KILL is as good as dead. */
+static int act(enum act what) {
+  int64_t now_boot_ms = boot_ms();
+  struct walk walk = containment.pass(what, &rows);
+  if (walk.living > 0 && signalled_boot_ms == NEVER) signalled_boot_ms = now_boot_ms;
+  if (walk.refused && !refusal_said) {
+    refusal_said = true;
+    say("a process of the run may not be signalled from here (it changed its user); waiting for it to end");
+  }
+  return walk.spared;
+}
+
+static int kill_pass(void) {
+  /* The first kills at once. What outlives it forks faster than we walk: stopped processes neither fork nor
+     take the processor that we need to reach the others. */
+  if (kill_passes++ > 0) act(ACT_STOP), act(ACT_STOP);
+  int living = act(ACT_KILL);
+  pass_boot_ms = boot_ms() + pass_pause_ms;
+  pass_pause_ms = earlier(pass_pause_ms * 2, PASS_MS_MAX);
+  return living;
+}
+
+/* Begins to end the tree, or shortens the end that has begun. Returns how many processes were alive. */
+static int end_tree(const char *why, int64_t within_ms) {
+  if (cause == NULL) cause = why;
+  int64_t now_boot_ms = boot_ms();
+  kill_boot_ms = earlier(kill_boot_ms, earlier(now_boot_ms + within_ms, ceiling_boot_ms + grace_ms));
+  return now_boot_ms >= kill_boot_ms ? kill_pass() : act(ACT_TERM);
+}
+
+static void ended_how(struct row *row, const siginfo_t *info) {
+  bool exited = info->si_code == CLD_EXITED;
+  bool ours = (info->si_status == SIGTERM && (row->sent & SENT_TERM)) ||
+              (info->si_status == SIGKILL && (row->sent & SENT_KILL));
+  row->how = exited ? 'e' : ours ? 'k' : 's';
+  row->how_number = info->si_status;
+}
+
+static void reaped(const siginfo_t *info) {
+  processes++;
+  for (size_t i = rows.count; i-- > 0;) {
+    if (rows.row[i].process.pid != info->si_pid || rows.row[i].how != 0) continue;
+    ended_how(&rows.row[i], info);
+    break;
+  }
+  if (info->si_pid != root.pid || root_gone) return;
+  root_gone = true;
+  root_stopped = false;
+  ended_how(&root_end, info);
+}
+
+/* Takes in every child that has ended or stopped; true when the kernel has none left. */
+static bool reap(void) {
+  bool before = root_gone;
+  for (;;) {
+    siginfo_t info = {0};
+    if (waitid(P_ALL, 0, &info, WEXITED | WSTOPPED | WCONTINUED | WNOHANG) != 0) {
+      if (errno == EINTR) continue;
+      return true; /* ECHILD: as a subreaper, no descendant is left */
+    }
+    if (info.si_pid == 0) break;
+    if (info.si_code == CLD_EXITED || info.si_code == CLD_KILLED || info.si_code == CLD_DUMPED) reaped(&info);
+    else if (info.si_pid == root.pid && info.si_code == CLD_STOPPED) root_stopped = true;
+    else if (info.si_pid == root.pid && info.si_code == CLD_CONTINUED) root_stopped = false;
+  }
+  if (root_gone && !before) survivors = end_tree("exit", grace_ms);
+  return false;
+}
+
+/* --- signals ---------------------------------------------------------------------------------- */
+
+static void forward(const struct signalfd_siginfo *info) {
+  int signal = (int)info->ssi_signo;
+  bool asks_to_end = signal == SIGINT || signal == SIGTERM || signal == SIGHUP || signal == SIGQUIT;
+  if (root_gone) {
+    if (asks_to_end) end_tree("exit", 0); /* the command is over: whoever asks again does not want to wait */
+    return;
+  }
+  if (info->ssi_code == SI_USER && (pid_t)info->ssi_pid == getpid()) return; /* stop.c */
+  if (signal == SIGCONT) {
+    if (info->ssi_code == SI_TIMER || info->ssi_code > 0) return; /* the alarm; link_wakes */
+    root_stopped = false;
+  } else if (info->ssi_code == SI_KERNEL && getpgid(root.pid) == getpgrp()) {
+    return; /* from the terminal, to the whole foreground group: the root has had it */
+  }
+  kill(root.pid, signal); /* not reaped yet, so the pid is still its own */
+}
+
+/* True when a child has changed. */
+static bool hear_signals(void) {
+  bool child = false;
+  struct signalfd_siginfo info[8];
+  for (ssize_t got; (got = read(signals, info, sizeof info)) > 0;) {
+    for (size_t i = 0; i < (size_t)got / sizeof *info; i++) {
+      if (info[i].ssi_signo == SIGCHLD) child = true;
+      else forward(&info[i]);
+    }
+    if ((size_t)got < sizeof info) break;
+  }
+  return child;
+}
+
+/* --- the agent, while the run lasts ------------------------------------------------------------ */
+
+static void lost(void) {
+  link_close();
+  attached = false;
+  reconnect_boot_ms = boot_ms() + reconnect_pause_ms;
+  reconnect_pause_ms = earlier(reconnect_pause_ms * 2, RECONNECT_MS_MAX);
+}
+
+static bool hear_end(const struct frame *frame) {
+  static const char *const causes[] = {"revoked", "ceiling", "agent"};
+  struct field why;
+  int64_t within_ms;
+  if (!frame_one(frame, "cause", &why) || !frame_number(frame, "grace_ms", &within_ms)) return false;
+  for (size_t i = 0; i < sizeof causes / sizeof *causes; i++) {
+    if (strcmp(why.value, causes[i]) != 0) continue;
+    end_tree(causes[i], earlier(within_ms, GRACE_MS_MAX));
+    return true;
+  }
+  return false;
+}
+
+static void hear_agent(void) {
+  struct frame frame;
+  enum frame_fault fault;
+  link_receive();
+  for (enum link_news news; (news = link_next(&frame, &fault)) != LINK_QUIET;) {
+    bool good = news == LINK_FRAME;
+    if (good && frame_is(&frame, "end")) good = hear_end(&frame);
+    else if (good && frame_is(&frame, "note")) say_lines(&frame, "", false);
+    else if (good) good = frame_is(&frame, "adopted");
+    if (!good) {
+      lost();
+      return;
+    }
+    attached = true;
+    reconnect_pause_ms = RECONNECT_MS_MIN;
+    link_drop(&frame);
+  }
+}
+
+static bool resume(void) {
+  if (link_open(request->socket_path) != 0) return false;
+  frame_begin("resume");
+  frame_text("version", "1");
+  frame_text("grant", grant);
+  frame_print("pid", "%d", (int)root.pid);
+  frame_print("start_ticks", "%llu", (unsigned long long)root.start_ticks);
+  frame_print("ceiling_boot_ms", "%lld", (long long)ceiling_boot_ms);
+  frame_text("containment", containment.name);
+  return link_send(SEND_MS_MAX);
+}
+
+/* Does what is due and sets the alarm to what is due next. */
+static void keep_time(void) {
+  int64_t now_boot_ms = boot_ms(), next_boot_ms;
+  if (cause == NULL && now_boot_ms >= ceiling_boot_ms) end_tree("ceiling", grace_ms);
+  if (cause != NULL && now_boot_ms >= kill_boot_ms && now_boot_ms >= pass_boot_ms) kill_pass();
+  if (link_fd() < 0 && now_boot_ms >= reconnect_boot_ms && !resume()) lost();
+  next_boot_ms = cause == NULL ? ceiling_boot_ms : kill_passes == 0 ? kill_boot_ms : pass_boot_ms;
+  if (link_fd() < 0) next_boot_ms = earlier(next_boot_ms, reconnect_boot_ms);
+  alarm_at(next_boot_ms);
+}
+
+static void supervise(void) {
+  hear_agent(); /* an `end` may have come in one read with the grant */
+  for (;;) {
+    keep_time();
+    struct pollfd ready[2] = {{.fd = signals, .events = POLLIN}, {.fd = link_fd(), .events = POLLIN}};
+    poll(ready, 2, -1);
+    if (ready[0].revents != 0 && hear_signals() && reap()) return;
+    if (ready[1].revents != 0) hear_agent();
+    if (root_stopped && cause == NULL && attached) stop_self();
+  }
+}
+
+/* --- the account ------------------------------------------------------------------------------ */
+
+static void put_ended(int64_t empty_boot_ms) {
+  frame_begin("ended");
+  frame_text("cause", cause == NULL ? "exit" : cause);
+  frame_print("root_status", "%s:%d", root_end.how == 'e' ? "exit" : "signal", root_end.how_number);
+  if (signalled_boot_ms != NEVER) frame_print("signalled_boot_ms", "%lld", (long long)signalled_boot_ms);
+  frame_print("empty_boot_ms", "%lld", (long long)empty_boot_ms);
+  frame_print("survivors", "%d", survivors);
+  frame_print("processes", "%d", processes);
+  for (size_t i = 0; i < rows.count; i++) {
+    struct row *row = &rows.row[i];
+    if (row->how == 0) { /* its own parent reaped it: what was sent is all that is known */
+      row->how = 'k';
+      row->how_number = row->sent & SENT_KILL ? SIGKILL : SIGTERM;
+    }
+    char text[256];
+    int bytes = row_print(row, text, sizeof text);
+    frame_put("proc", text, (size_t)bytes);
+  }
+}
+
+static void report(void) {
+  int64_t empty_boot_ms = boot_ms(), until_boot_ms = empty_boot_ms + DELIVER_MS_MAX;
+  for (;;) {
+    if (link_fd() >= 0 || resume()) {
+      put_ended(empty_boot_ms);
+      if (link_send(SEND_MS_MAX)) return;
+    }
+    if (boot_ms() >= until_boot_ms) return; /* the agent finds the open run in its own ledger */
+    poll(NULL, 0, RECONNECT_MS_MIN);
+  }
+}
+
+static int exit_code(void) {
+  if (cause != NULL && strcmp(cause, "revoked") == 0) return EXIT_REVOKED;
+  if (cause != NULL && strcmp(cause, "ceiling") == 0) return EXIT_CEILING;
+  return root_end.how == 'e' ? root_end.how_number : 128 + root_end.how_number;
+}
+
+int run(const struct request *wanted) {
+  request = wanted;
+  if (!prepare()) {
+    say("cannot prepare to hold a run: %s", strerror(errno));
+    return EXIT_CUSTODY;
+  }
+  int code = put_request();
+  if (code != 0) return code;
+  int fault = link_open(request->socket_path);
+  if (fault != 0) {
+    say("no agent at %s: %s; `custody agent status` tells more, `custody up` starts one on this machine",
+        link_path(), fault == EPERM ? "the socket belongs to another user" : strerror(fault));
+    return EXIT_CUSTODY;
+  }
+  if (!link_send(ANSWER_MS_MAX)) {
+    say("agent closed the connection before it took the request (%s)", link_path());
+    return EXIT_CUSTODY;
+  }
+  code = ask();
+  if (code >= 0) return code;
+  supervise();
+  report();
+  return exit_code();
+}

@@ -1,0 +1,151 @@
+/* Owns containment on Linux: the subreaper, the walk over its descendants, the signals through pidfds. */
+#include "keeper.h"
+
+#include "containment.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <unistd.h>
+
+/* Who has been met in this walk; the queue of the walk itself. */
+static struct {
+  pid_t pid;
+  uint64_t start_ticks;
+} met[PROCESSES_MAX];
+static size_t met_count;
+
+/* Where the kernel lists no children (CONFIG_PROC_CHILDREN): all processes, read once a walk. */
+static struct {
+  pid_t pid;
+  pid_t ppid;
+} all[PROCESSES_MAX];
+static size_t all_count;
+static bool children_listed = true;
+
+static enum act walk_act;
+static struct rows *walk_rows;
+static struct walk walk;
+
+static bool prepare(void) {
+  /* A process whose parent dies becomes ours instead of init's, however it was forked. */
+  return prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0;
+}
+
+static struct row *row_of(const struct process *process) {
+  for (size_t i = 0; i < walk_rows->count; i++) {
+    struct row *row = &walk_rows->row[i];
+    if (row->process.pid == process->pid && row->process.start_ticks == process->start_ticks) return row;
+  }
+  if (walk_rows->count == ROWS_MAX) return NULL;
+  struct row *row = &walk_rows->row[walk_rows->count++];
+  *row = (struct row){.process = *process};
+  return row;
+}
+
+static void act_on(int pidfd, const struct process *process) {
+  struct row *row = row_of(process);
+  int fault = 0;
+  if (row == NULL || !(row->sent & SENT_KILL)) walk.spared++;
+  if (walk_act == ACT_STOP) {
+    fault = pidfd_signal(pidfd, SIGSTOP);
+  } else if (walk_act == ACT_KILL) {
+    fault = pidfd_signal(pidfd, SIGKILL);
+    if (fault == 0 && row != NULL) row->sent |= SENT_KILL;
+  } else if (row == NULL || row->sent == 0) {
+    fault = pidfd_signal(pidfd, SIGTERM);
+    if (fault == 0 && row != NULL) row->sent |= SENT_TERM;
+    pidfd_signal(pidfd, SIGCONT); /* a stopped process acts on TERM only when it goes on */
+  }
+  if (fault == EPERM) walk.refused = true;
+}
+
+static void meet(pid_t pid, size_t parent) {
+  if (met_count == PROCESSES_MAX) return; /* those beyond are met when these are dead */
+  /* One that changes parents during the walk is listed twice. Quadratic, so exact in small trees only. */
+  for (size_t i = 1; i < met_count && met_count < 1024; i++) {
+    if (met[i].pid == pid) return;
+  }
+  int pidfd = pidfd_open_of(pid);
+  if (pidfd < 0) return;
+  struct process process;
+  /* The pid may have been given to a stranger since it was listed. The order is the proof: open, read, and
+     then see that what was opened is still there, so what was read is about it; and that its parent
+     is still the process that was met. One that has just become our own child is ours anyway. */
+  bool ours = process_read(pid, &process) && process.alive && pidfd_signal(pidfd, 0) != ESRCH;
+  if (ours && process.ppid != met[0].pid) {
+    struct process above;
+    ours = process.ppid == met[parent].pid && process_read(process.ppid, &above) &&
+           above.start_ticks == met[parent].start_ticks;
+  }
+  if (ours) {
+    act_on(pidfd, &process);
+    met[met_count].pid = pid;
+    met[met_count++].start_ticks = process.start_ticks;
+    walk.living++;
+  }
+  close(pidfd);
+}
+
+static void meet_children_of_thread(pid_t thread, void *with) {
+  size_t parent = *(const size_t *)with;
+  char path[96];
+  snprintf(path, sizeof path, "/proc/%d/task/%d/children", (int)met[parent].pid, (int)thread);
+  int fd = open(path, O_RDONLY | O_CLOEXEC);
+  if (fd < 0) {
+    if (parent == 0 && errno == ENOENT) children_listed = false;
+    return;
+  }
+  char text[4096];
+  size_t held = 0;
+  for (ssize_t got; (got = read(fd, text + held, sizeof text - 1 - held)) > 0;) {
+    size_t bytes = held + (size_t)got;
+    text[bytes] = '\0';
+    char *at = text;
+    for (char *blank; (blank = strchr(at, ' ')) != NULL; at = blank + 1) {
+      meet((pid_t)strtol(at, NULL, 10), parent);
+    }
+    held = bytes - (size_t)(at - text);
+    memmove(text, at, held);
+  }
+  close(fd);
+}
+
+static void note_process(pid_t pid, void *with) {
+  (void)with;
+  struct process process;
+  if (all_count == PROCESSES_MAX || !process_read(pid, &process)) return;
+  all[all_count].pid = pid;
+  all[all_count++].ppid = process.ppid;
+}
+
+static void walk_children_of(size_t parent) {
+  if (children_listed) {
+    char path[64];
+    snprintf(path, sizeof path, "/proc/%d/task", (int)met[parent].pid);
+    each_number(path, meet_children_of_thread, &parent); /* each thread has children of its own */
+  }
+  if (children_listed) return;
+  if (parent == 0) {
+    all_count = 0;
+    each_number("/proc", note_process, NULL);
+  }
+  for (size_t i = 0; i < all_count; i++) {
+    if (all[i].ppid == met[parent].pid) meet(all[i].pid, parent);
+  }
+}
+
+static struct walk pass(enum act act, struct rows *rows) {
+  walk_act = act;
+  walk_rows = rows;
+  walk = (struct walk){0};
+  met[0].pid = getpid();
+  met_count = 1;
+  for (size_t i = 0; i < met_count; i++) walk_children_of(i);
+  return walk;
+}
+
+const struct containment containment = {.name = "subreaper", .prepare = prepare, .pass = pass};

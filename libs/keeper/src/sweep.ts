@@ -1,0 +1,62 @@
+// Owns the call of `custody-keeper sweep`: ends what holds the marker of a grant whose keeper is gone.
+import { execFile } from 'node:child_process';
+import { KeeperError } from './error.ts';
+import { parseProcRow, type ProcRow } from './frames.ts';
+import { keeperPath } from './native.ts';
+
+export interface SweepOptions {
+  /** Between TERM and KILL. Default 0: KILL at once. */
+  readonly graceMs?: number;
+  /** Default: the keeper that was built. */
+  readonly keeper?: string;
+}
+
+export interface SweepResult {
+  /** Every process that the sweep ended. */
+  readonly processes: readonly ProcRow[];
+  /** When no process of the grant was left, on the boot-time clock; undefined when one could not be killed. */
+  readonly emptyBootMs: number | undefined;
+  /** What the sweep said about those it could not kill. */
+  readonly complaints: readonly string[];
+}
+
+const outputBytesMax = 16 * 1024 * 1024;
+const slackMs = 30_000; // a sweep gives up by itself 2 s after its grace
+
+/**
+ * Ends every process started with `CUSTODY_GRANT=<grant>` and every descendant of one.
+ * Resolves also when something could not be killed: `emptyBootMs` is undefined then.
+ * @throws KeeperError `not_built`; `sweep_failed` when the sweep could not run to its end.
+ */
+export async function sweep(grant: string, options: SweepOptions = {}): Promise<SweepResult> {
+  const { graceMs = 0, keeper = keeperPath() } = options;
+  const limits = { encoding: 'buffer', maxBuffer: outputBytesMax, timeout: graceMs + slackMs } as const;
+  return new Promise((resolve, reject) => {
+    execFile(keeper, ['sweep', grant, '--grace-ms', String(graceMs)], limits, (fault, stdout, stderr) => {
+      const complaints = stderr.toString('utf8').split('\n').filter((line) => line !== '');
+      const failed = (cause?: unknown) =>
+        new KeeperError('sweep_failed', complaints[0] ?? `the sweep of grant ${grant} did not run to its end`, {
+          cause,
+        });
+      if (fault !== null && fault.code !== 1) return reject(failed(fault));
+      try {
+        resolve(parseSweep(stdout, complaints, fault === null));
+      } catch (cause) {
+        reject(failed(cause));
+      }
+    });
+  });
+}
+
+function parseSweep(stdout: Buffer, complaints: string[], empty: boolean): SweepResult {
+  const processes: ProcRow[] = [];
+  let emptyBootMs: number | undefined;
+  for (const line of stdout.toString('latin1').split('\n')) {
+    if (line === '') continue;
+    const end = /^empty ([0-9]{1,16})$/.exec(line);
+    if (end !== null) emptyBootMs = Number(end[1]);
+    else processes.push(parseProcRow(Buffer.from(line, 'latin1')));
+  }
+  if (empty !== (emptyBootMs !== undefined)) throw new KeeperError('sweep_failed', 'the sweep ended halfway');
+  return { processes, emptyBootMs, complaints };
+}
