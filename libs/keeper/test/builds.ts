@@ -1,0 +1,32 @@
+// Owns the programs under test: the keeper as it ships and, where a sanitizer runtime is there, the one under it.
+import { spawnSync } from 'node:child_process';
+import { existsSync } from 'node:fs';
+import { fileURLToPath } from 'node:url';
+
+const room = fileURLToPath(new URL('..', import.meta.url));
+
+function build(...flags: string[]): boolean {
+  const made = spawnSync(process.execPath, ['build.mjs', ...flags], { cwd: room, encoding: 'utf8' });
+  if (made.status !== 0) process.stderr.write(made.stderr);
+  return made.status === 0;
+}
+
+if (!build()) throw new Error('the keeper does not build');
+const sanitized = build('--sanitize') && existsSync(`${room}build/asan/custody-keeper`);
+
+export interface Build {
+  readonly name: string;
+  readonly keeper: string;
+  readonly frameCheck: string;
+}
+
+const at = (name: string, folder: string): Build => ({
+  name,
+  keeper: `${folder}custody-keeper`,
+  frameCheck: `${folder}frame-check`,
+});
+
+export const release = at('release', `${room}build/`);
+export const builds = [release, ...(sanitized ? [at('sanitized', `${room}build/asan/`)] : [])];
+/** For what must find a byte too far: the sanitized build where there is one. */
+export const strictest = builds.at(-1) ?? release;
