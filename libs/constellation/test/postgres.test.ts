@@ -93,6 +93,25 @@ test('refuses a folder that a living supervisor serves, and takes it over once t
   expect(server.pid).not.toBe(orphan);
 });
 
+test('ends the server when its supervisor is killed', async () => {
+  const module = fileURLToPath(new URL('../src/postgres.ts', import.meta.url));
+  const script = `
+    import { startPostgres } from ${JSON.stringify(module)};
+    const server = await startPostgres(${JSON.stringify(options)});
+    console.log(server.connectionString);
+    setInterval(() => undefined, 60_000);`;
+  const supervisor = spawn(process.execPath, ['--input-type=module', '-e', script], {
+    stdio: ['ignore', 'pipe', 'inherit'],
+  });
+  const [line] = (await once(supervisor.stdout, 'data')) as [Buffer];
+  const client = new pg.Client({ connectionString: line.toString().trim() });
+  const cut = once(client, 'error');
+  client.on('error', () => undefined);
+  await client.connect();
+  supervisor.kill('SIGKILL');
+  expect(await cut).toMatchObject([{ code: '57P01' }]);
+});
+
 test('names the port that is taken instead of talking to the server that has it', async () => {
   await using first = await startPostgres(options);
   const other = { ...options, dataDir: path.join(dir, 'other'), port: first.port };
