@@ -107,25 +107,28 @@ class LineSource {
   }
 }
 
-/** The hashes of the current epoch's latest entries. */
-class RecentHashes {
-  readonly #heads: (Head | undefined)[] = [];
+/** The latest heads, `from` among them, in the order of the lines. */
+class RecentHeads {
+  readonly #heads: Head[] = [];
+  #count = 0;
 
   add(head: Head): void {
-    this.#heads[head.seq % rememberedEntriesMax] = head;
+    this.#heads[this.#count % rememberedEntriesMax] = head;
+    this.#count += 1;
   }
 
-  get(seq: number): string | undefined {
-    const head = this.#heads[seq % rememberedEntriesMax];
-    return head?.seq === seq ? head.hash : undefined;
+  /** The head `back` entries before the last one (0: the last), or undefined when it is forgotten. */
+  before(back: number): Head | undefined {
+    const isKept = back >= 0 && back < Math.min(this.#count, rememberedEntriesMax);
+    return isKept ? this.#heads[(this.#count - 1 - back) % rememberedEntriesMax] : undefined;
   }
 
-  seqOf(hash: string): number | undefined {
-    return this.#heads.find((head) => head?.hash === hash)?.seq;
-  }
-
-  clear(): void {
-    this.#heads.length = 0;
+  /** How far before the last one the head of this hash is, or undefined when none is remembered. */
+  distanceTo(hash: string): number | undefined {
+    for (let back = 0; back < this.#heads.length; back++) {
+      if (this.before(back)?.hash === hash) return back;
+    }
+    return undefined;
   }
 }
 
@@ -135,7 +138,7 @@ class Verification {
   readonly #host: string;
   readonly #publicKey: string;
   readonly #expect: Head | undefined;
-  readonly #recent = new RecentHashes();
+  readonly #recent = new RecentHeads();
   #head: Head;
   #entries = 0;
   #newEpochs = 0;
@@ -188,7 +191,6 @@ class Verification {
       const skipped =
         this.#skipsExpect() ?? this.#contradictsExpect({ ...this.#head, epoch: entry.epoch, seq: 0 });
       if (skipped) return skipped;
-      this.#recent.clear();
     }
     const head: Head = { epoch: entry.epoch, seq: entry.seq, hash };
     const split = this.#contradictsExpect(head);
@@ -300,7 +302,8 @@ class Verification {
   async #nameEarlier(line: LedgerLine): Promise<BrokenChain> {
     const n = this.#next;
     const { seq } = line.entry;
-    const known = this.#recent.get(seq);
+    const seen = this.#recent.before(this.#head.seq - seq);
+    const known = seen?.epoch === this.#head.epoch ? seen.hash : undefined;
     const isCopy = known === undefined ? (await this.#searchRest(line)).expected : known === line.hash;
     if (isCopy) return this.#broken('inserted', n, `entry ${seq} stands once more where entry ${n} belongs`);
     return this.#broken('rolled_back', seq, `after entry ${n - 1} the host wrote entry ${seq} again`);
@@ -317,16 +320,12 @@ class Verification {
     if (seq > 1) return this.#broken('deleted', 1, `the start of epoch ${epoch} is missing`, epoch);
     if (prev === noHash)
       return this.#broken('wrong_epoch', 1, `epoch ${epoch} does not follow the one before`, epoch);
-    const earlier = this.#recent.seqOf(prev);
-    if (earlier !== undefined) {
-      return this.#broken(
-        'rolled_back',
-        earlier + 1,
-        `epoch ${epoch} goes on from entry ${earlier}, not ${n - 1}`,
-      );
+    const back = this.#recent.distanceTo(prev);
+    const setAside = back === undefined ? undefined : this.#recent.before(back - 1);
+    if (back !== undefined && setAside) {
+      const detail = `epoch ${epoch} goes on from an earlier entry and sets ${back} aside`;
+      return this.#broken('rolled_back', setAside.seq, detail, setAside.epoch, back);
     }
-    if (prev === noHash)
-      return this.#broken('wrong_epoch', 1, `epoch ${epoch} does not follow the one before`, epoch);
     return this.#broken('deleted', n, `epoch ${epoch} follows an entry that is missing here`);
   }
 
@@ -346,9 +345,14 @@ class Verification {
     return { expected, again };
   }
 
-  #broken(problem: ChainProblem, seq: number, detail: string, epoch: number = this.#head.epoch): BrokenChain {
-    // Numbers from `seq` to the head were counted as good before they came into doubt.
-    const inDoubt = epoch === this.#head.epoch ? Math.max(this.#next - seq, 0) : 0;
+  /** `inDoubt`: how many of the lines counted as good lie at or after the bad place. */
+  #broken(
+    problem: ChainProblem,
+    seq: number,
+    detail: string,
+    epoch: number = this.#head.epoch,
+    inDoubt: number = epoch === this.#head.epoch ? Math.max(this.#next - seq, 0) : 0,
+  ): BrokenChain {
     return { ok: false, epoch, seq, problem, detail, entriesBefore: Math.max(this.#entries - inDoubt, 0) };
   }
 }

@@ -83,6 +83,9 @@ const fromAnotherHistory4 = at(
   grow(at(grow(at(first.heads, 1), 1, { kind: 'run.other' }).heads, 0), 1).lines,
   0,
 );
+/** Entry 2 of another host and key, and this host's own entry 3 upon it. */
+const foreign2 = grow(at(first.heads, 0), 1, { host: 'host-2' }, stranger);
+const builtOn = [...foreign2.lines, ...grow(at(foreign2.heads, 0), 1).lines];
 const flippedSignature = (line: string): string =>
   line.slice(0, -87) + (line.at(-87) === 'A' ? 'B' : 'A') + line.slice(-86);
 
@@ -110,6 +113,14 @@ export const cases: readonly Vector[] = [
 
   bad('inserted-copy', [l1, l2, l3, l2, l4, l5, l6], 'inserted', 4, 3),
   bad('inserted-copy-of-a-later-line', [l1, l2, l3, l5, l4, l5, l6], 'inserted', 4, 3),
+  bad(
+    'inserted-copy-of-an-older-epoch',
+    [...first.lines, at(second.lines, 0), l3, ...second.lines.slice(1)],
+    'inserted',
+    2,
+    7,
+    { epoch: 2 },
+  ),
   bad(
     'inserted-by-a-stranger',
     [l1, l2, l3, at(grow(at(first.heads, 2), 1, {}, stranger).lines, 0), l4, l5],
@@ -147,6 +158,25 @@ export const cases: readonly Vector[] = [
   ),
 
   bad('split-view', [l1, l2, l3, ...otherFrom3.lines], 'split_view', 6, 5, { expect: head6 }),
+  bad(
+    'rolled-back-over-an-epoch',
+    [...first.lines, ...second.lines, ...grow({ ...at(first.heads, 4), epoch: 3, seq: 0 }, 2).lines],
+    'rolled_back',
+    6,
+    5,
+  ),
+  bad(
+    'rolled-back-to-where-an-epoch-began',
+    [...first.lines, ...second.lines, ...grow({ ...head6, epoch: 3, seq: 0 }, 2).lines],
+    'rolled_back',
+    1,
+    6,
+    { epoch: 2 },
+  ),
+  bad('split-view-where-an-epoch-began', [...first.lines, ...second.lines], 'split_view', 1, 6, {
+    epoch: 2,
+    expect: { ...at(first.heads, 4), epoch: 2, seq: 0 },
+  }),
   bad('split-view-after-a-head', otherFrom3.lines.slice(1), 'split_view', 4, 0, { from: at(first.heads, 3) }),
 
   bad('bad-signature', [l1, l2, l3, flippedSignature(l4), l5, l6], 'bad_signature', 4, 3),
@@ -170,6 +200,8 @@ export const cases: readonly Vector[] = [
     3,
     2,
   ),
+
+  bad('wrong-host-that-the-host-built-on', [l1, ...builtOn], 'wrong_host', 2, 1),
 
   bad(
     'wrong-epoch',

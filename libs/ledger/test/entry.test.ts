@@ -37,7 +37,7 @@ describe('a body', () => {
     ['a number that is not exact', { a: 2 ** 53 }],
     ['not a number', { a: NaN }],
     ['undefined', { a: undefined }],
-    ['a hole', { a: new Array(1) }],
+    ['a hole', { a: Object.assign([], { length: 1 }) }],
     ['a date', { a: new Date(0) }],
     ['a secret', { a: Secret.fromUtf8('x') }],
     ['a function', { a: () => 1 }],
@@ -90,6 +90,7 @@ test('a head that is none is refused, and a new epoch keeps the last hash', () =
   expect(codeOf(() => appendEntry({ epoch: 1, seq: -1, hash: noHash }, fieldsOf(1), key))).toBe(
     'bad_argument',
   );
+  expect(codeOf(() => nextEpoch({ epoch: 1, seq: 1, hash: 'x' }))).toBe('bad_argument');
   const head = at(grow(emptyHead, 2).heads, -1);
   const [line = ''] = grow(nextEpoch(head), 1).lines;
   expect(parseLine(line).entry).toMatchObject({ epoch: 2, seq: 1, prev: head.hash });
