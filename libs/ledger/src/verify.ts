@@ -302,8 +302,7 @@ class Verification {
   async #nameEarlier(line: LedgerLine): Promise<BrokenChain> {
     const n = this.#next;
     const { seq } = line.entry;
-    const seen = this.#recent.before(this.#head.seq - seq);
-    const known = seen?.epoch === this.#head.epoch ? seen.hash : undefined;
+    const known = this.#recent.before(this.#head.seq - seq)?.hash; // Within an epoch the numbers have no gap.
     const isCopy = known === undefined ? (await this.#searchRest(line)).expected : known === line.hash;
     if (isCopy) return this.#broken('inserted', n, `entry ${seq} stands once more where entry ${n} belongs`);
     return this.#broken('rolled_back', seq, `after entry ${n - 1} the host wrote entry ${seq} again`);
