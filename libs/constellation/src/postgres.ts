@@ -5,6 +5,7 @@ import { once } from 'node:events';
 import * as fs from 'node:fs';
 import { createRequire } from 'node:module';
 import { connect, createServer } from 'node:net';
+import * as os from 'node:os';
 import * as path from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 
@@ -90,6 +91,7 @@ interface Owner {
  */
 export async function startPostgres(options: PostgresOptions): Promise<Postgres> {
   const owner = process.getuid?.() === 0 ? findOwner(options.owner) : undefined;
+  if (owner === undefined) checkUserName();
   const binDir = ownBinaries(owner);
   const dataDir = ownDataDir(path.resolve(options.dataDir), owner);
   const clusterDir = path.join(dataDir, 'cluster');
@@ -530,6 +532,19 @@ function findOwner(name: string | undefined): Owner {
     'no_owner',
     `start postgres as root: it needs an unprivileged user and there is no ${names.join(' or ')}; name another one, or start as an ordinary user`,
   );
+}
+
+/** A container may run under a number that no user has; initdb asks for the name and refuses. */
+function checkUserName(): void {
+  try {
+    os.userInfo();
+  } catch (cause) {
+    throw new PostgresError(
+      'no_owner',
+      `start postgres: user ${process.getuid?.()} has no entry in /etc/passwd and PostgreSQL wants one; add it or run as a user that has one`,
+      { cause },
+    );
+  }
 }
 
 /** Whether `owner` can enter the folder: every parent must let it through. Asked of the kernel, as that user. */
