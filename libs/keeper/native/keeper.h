@@ -27,7 +27,9 @@ enum {
 #define GRANT_BYTES_MAX 64
 #define TTL_MS_MAX (INT64_C(365) * 24 * 3600 * 1000)
 #define GRACE_MS_MAX (INT64_C(24) * 3600 * 1000)
+#ifndef ANSWER_MS_MAX /* the tests have less patience */
 #define ANSWER_MS_MAX 30000
+#endif
 #define NEVER INT64_MAX
 
 /* say.c: one line on stderr, after "custody: ", in one write. Control bytes come out as '?'. */

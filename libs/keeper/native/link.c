@@ -19,6 +19,7 @@
 
 static int fd = -1;
 static struct sockaddr_un address = {.sun_family = AF_UNIX};
+static bool address_named; /* by the caller, who answers for who listens there */
 /* Static and page-aligned: credentials are parsed and handed to execve where they were received,
    so there is no second copy to wipe. */
 static _Alignas(4096) unsigned char in[FRAME_BYTES_MAX];
@@ -42,11 +43,8 @@ void link_close(void) {
   in_from = in_to = 0;
 }
 
-static int try_path(const char *path, bool named) {
-  size_t bytes = strlen(path);
-  memcpy(address.sun_path, path, bytes < sizeof address.sun_path ? bytes : sizeof address.sun_path - 1);
-  address.sun_path[bytes < sizeof address.sun_path ? bytes : sizeof address.sun_path - 1] = '\0';
-  if (bytes >= sizeof address.sun_path) return ENAMETOOLONG;
+int link_again(void) {
+  link_close();
   fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
   if (fd < 0) return errno;
   int fault = 0;
@@ -57,7 +55,7 @@ static int try_path(const char *path, bool named) {
     poll(NULL, 0, CONNECT_PAUSE_MS);
     fault = 0;
   }
-  if (fault == 0 && !named) {
+  if (fault == 0 && !address_named) {
     /* Anyone may have put a socket at a well-known path: the kernel says who listens there. */
     struct ucred peer;
     socklen_t peer_bytes = sizeof peer;
@@ -69,8 +67,15 @@ static int try_path(const char *path, bool named) {
   return fault;
 }
 
+static int try_path(const char *path, bool named) {
+  size_t bytes = strlen(path), room = sizeof address.sun_path - 1;
+  memcpy(address.sun_path, path, bytes < room ? bytes : room);
+  address.sun_path[bytes < room ? bytes : room] = '\0';
+  address_named = named;
+  return bytes > room ? ENAMETOOLONG : link_again();
+}
+
 int link_open(const char *path) {
-  link_close();
   if (path == NULL || *path == '\0') path = getenv("CUSTODY_SOCKET");
   if (path != NULL && *path != '\0') return try_path(path, true);
   const char *runtime = getenv("XDG_RUNTIME_DIR");

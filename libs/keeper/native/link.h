@@ -9,6 +9,8 @@ enum link_news { LINK_QUIET, LINK_FRAME, LINK_LOST, LINK_BROKEN };
 /* Connects: the path given, else $CUSTODY_SOCKET, else the two well-known ones.
    0, or an errno; link_path() is the path that was tried last. */
 int link_open(const char *path);
+/* Connects to that same path again. */
+int link_again(void);
 const char *link_path(void);
 int link_fd(void); /* -1 while there is no connection */
 void link_close(void);

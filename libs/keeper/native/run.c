@@ -425,7 +425,7 @@ static void hear_agent(void) {
 }
 
 static bool resume(void) {
-  if (link_open(request->socket_path) != 0) return false;
+  if (link_again() != 0) return false;
   frame_begin("resume");
   frame_text("version", "1");
   frame_text("grant", grant);

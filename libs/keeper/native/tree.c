@@ -24,7 +24,11 @@ static struct {
   pid_t ppid;
 } all[PROCESSES_MAX];
 static size_t all_count;
+#ifdef CUSTODY_SCAN /* the tests' way to this path on a kernel that lists them */
+static bool children_listed = false;
+#else
 static bool children_listed = true;
+#endif
 
 static enum act walk_act;
 static struct rows *walk_rows;

@@ -19,6 +19,7 @@ export const verbs = [
   'ended',
   'resume',
   'adopted',
+  'status',
 ] as const;
 export type Verb = (typeof verbs)[number];
 
@@ -46,7 +47,8 @@ function bytesOf(key: string, value: Uint8Array | string | number): Uint8Array {
     throw new KeeperError('field_number', `cannot encode ${key}: not a whole number from 0 up`);
   }
   if (typeof value !== 'string') return value;
-  if (!value.isWellFormed()) throw new KeeperError('field_text', `cannot encode ${key}: not well-formed text`);
+  if (!value.isWellFormed())
+    throw new KeeperError('field_text', `cannot encode ${key}: not well-formed text`);
   return Buffer.from(value, 'utf8');
 }
 
@@ -69,12 +71,16 @@ export function encodeFrame(frame: FrameToSend): Buffer<ArrayBuffer> {
     if (bytes.length > valueBytesMax) {
       throw new KeeperError('frame_value', `cannot encode ${key}: larger than ${valueBytesMax} bytes`);
     }
-    if (bytes.includes(0)) throw new KeeperError('frame_grammar', `cannot encode ${key}: it holds a NUL byte`);
+    if (bytes.includes(0))
+      throw new KeeperError('frame_grammar', `cannot encode ${key}: it holds a NUL byte`);
     payloadBytes += key.length + 1 + bytes.length + 1;
     return bytes;
   });
   if (payloadBytes > payloadBytesMax) {
-    throw new KeeperError('frame_length', `cannot encode ${frame.verb}: larger than ${payloadBytesMax} bytes`);
+    throw new KeeperError(
+      'frame_length',
+      `cannot encode ${frame.verb}: larger than ${payloadBytesMax} bytes`,
+    );
   }
   // Not from the pool: a caller that wipes this frame must not share its memory with anybody.
   const out = Buffer.alloc(headBytes + payloadBytes);
@@ -104,7 +110,7 @@ function parsePayload(payload: Buffer): Frame {
   const verb = payload.toString('latin1', 0, verbEnd);
   if (!isVerb(verb)) throw violation('frame_unknown_verb', 'the verb is of no version');
   const fields: [string, Buffer][] = [];
-  for (let at = verbEnd + 1; at < payload.length; ) {
+  for (let at = verbEnd + 1; at < payload.length;) {
     if (fields.length === fieldsMax) throw violation('frame_fields', `more than ${fieldsMax} fields`);
     const end = payload.indexOf(0, at);
     if (end < 0) throw violation('frame_grammar', 'a field does not end');
@@ -113,7 +119,8 @@ function parsePayload(payload: Buffer): Frame {
     if (equals < 0) throw violation('frame_grammar', 'a field without "="');
     if (!isName(field.subarray(0, equals))) throw violation('frame_key', 'a key is not a name');
     const value = field.subarray(equals + 1);
-    if (value.length > valueBytesMax) throw violation('frame_value', `a value of more than ${valueBytesMax} bytes`);
+    if (value.length > valueBytesMax)
+      throw violation('frame_value', `a value of more than ${valueBytesMax} bytes`);
     fields.push([field.toString('latin1', 0, equals), value]);
     at = end + 1;
   }
@@ -255,7 +262,8 @@ export interface ProcRow {
   readonly name: string;
 }
 
-const rowPattern = /^([1-9][0-9]{0,9}) (0|[1-9][0-9]{0,9}) (0|[1-9][0-9]{0,19}) (exit|signal|killed):([0-9]{1,3}) (.*)$/s;
+const rowPattern =
+  /^([1-9][0-9]{0,9}) (0|[1-9][0-9]{0,9}) (0|[1-9][0-9]{0,19}) (exit|signal|killed):([0-9]{1,3}) (.*)$/s;
 const endPattern = /^(exit|signal):(0|[1-9][0-9]{0,2})$/;
 
 /** @throws KeeperError `proc_row`. */

@@ -28,7 +28,9 @@ function addon(): Addon {
     loaded = createRequire(import.meta.url)(path) as Addon;
     return loaded;
   } catch (cause) {
-    throw new KeeperError('not_built', 'cannot load peer.node; run `nx run @custody/keeper:build`', { cause });
+    throw new KeeperError('not_built', 'cannot load peer.node; run `nx run @custody/keeper:build`', {
+      cause,
+    });
   }
 }
 
@@ -52,7 +54,9 @@ export function peerOf(fd: number): Peer {
   } catch (cause) {
     if (cause instanceof KeeperError) throw cause;
     const connected = cause instanceof Error && 'code' in cause && cause.code !== 'ENOTCONN';
-    throw new KeeperError(connected ? 'not_a_socket' : 'no_peer', `cannot ask who is at descriptor ${fd}`, { cause });
+    throw new KeeperError(connected ? 'not_a_socket' : 'no_peer', `cannot ask who is at descriptor ${fd}`, {
+      cause,
+    });
   }
 }
 

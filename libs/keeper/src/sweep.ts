@@ -33,11 +33,18 @@ export async function sweep(grant: string, options: SweepOptions = {}): Promise<
   const limits = { encoding: 'buffer', maxBuffer: outputBytesMax, timeout: graceMs + slackMs } as const;
   return new Promise((resolve, reject) => {
     execFile(keeper, ['sweep', grant, '--grace-ms', String(graceMs)], limits, (fault, stdout, stderr) => {
-      const complaints = stderr.toString('utf8').split('\n').filter((line) => line !== '');
+      const complaints = stderr
+        .toString('utf8')
+        .split('\n')
+        .filter((line) => line !== '');
       const failed = (cause?: unknown) =>
-        new KeeperError('sweep_failed', complaints[0] ?? `the sweep of grant ${grant} did not run to its end`, {
-          cause,
-        });
+        new KeeperError(
+          'sweep_failed',
+          complaints[0] ?? `the sweep of grant ${grant} did not run to its end`,
+          {
+            cause,
+          },
+        );
       if (fault !== null && fault.code !== 1) return reject(failed(fault));
       try {
         resolve(parseSweep(stdout, complaints, fault === null));

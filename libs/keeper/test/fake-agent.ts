@@ -167,7 +167,11 @@ export class Keeper implements AsyncDisposable {
 
   static run({ keeper, agent, flags = [], command, env = {} }: KeeperStart): Keeper {
     const socket = agent === undefined ? {} : { CUSTODY_SOCKET: agent.path };
-    return new Keeper(keeper, ['run', ...flags, '--', ...command], { PATH: process.env['PATH'], ...socket, ...env });
+    return new Keeper(keeper, ['run', ...flags, '--', ...command], {
+      PATH: process.env['PATH'],
+      ...socket,
+      ...env,
+    });
   }
 
   get pid(): number {

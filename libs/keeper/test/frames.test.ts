@@ -33,9 +33,9 @@ interface Vector {
   fault: string;
 }
 
-const { vectors } = JSON.parse(
-  readFileSync(new URL('vectors/frames.json', import.meta.url), 'utf8'),
-) as { vectors: Vector[] };
+const { vectors } = JSON.parse(readFileSync(new URL('vectors/frames.json', import.meta.url), 'utf8')) as {
+  vectors: Vector[];
+};
 
 function bytesOf(part: Part): Buffer {
   const once = Buffer.concat([Buffer.from(part.text ?? '', 'utf8'), Buffer.from(part.hex ?? '', 'hex')]);
@@ -49,7 +49,10 @@ const streamOf = (vector: Vector) => Buffer.concat(vector.stream.map(bytesOf));
 
 const shown = (frames: readonly Frame[]) =>
   frames
-    .map(({ verb, fields }) => `${[verb, ...fields.map(([key, value]) => `${key}=${value.toString('hex')}`)].join(' ')}; `)
+    .map(
+      ({ verb, fields }) =>
+        `${[verb, ...fields.map(([key, value]) => `${key}=${value.toString('hex')}`)].join(' ')}; `,
+    )
     .join('');
 
 /** What the TypeScript parser makes of a stream that arrives in chunks of that size. */
@@ -61,7 +64,8 @@ function readHere(stream: Buffer, chunkBytes: number): { frames: string; fault: 
       frames.push(...reader.push(stream.subarray(at, at + chunkBytes)));
     }
   } catch (fault) {
-    if (fault instanceof KeeperError) return { frames: shown(frames), fault: fault.code.replace('frame_', '') };
+    if (fault instanceof KeeperError)
+      return { frames: shown(frames), fault: fault.code.replace('frame_', '') };
     throw fault;
   }
   return { frames: shown(frames), fault: reader.pendingBytes === 0 ? 'ok' : 'short' };
@@ -81,7 +85,9 @@ function readThere(frameCheck: string, streams: readonly Buffer[]): { frames: st
   const lines = stdout.toString('latin1').split('\n').slice(0, -1);
   return lines.map((line) => {
     const at = line.lastIndexOf('; ');
-    return at < 0 ? { frames: '', fault: line } : { frames: line.slice(0, at + 2), fault: line.slice(at + 2) };
+    return at < 0
+      ? { frames: '', fault: line }
+      : { frames: line.slice(0, at + 2), fault: line.slice(at + 2) };
   });
 }
 
@@ -91,7 +97,9 @@ describe('the vectors', () => {
     const whole = readHere(stream, Math.max(stream.length, 1));
     expect(whole.fault).toBe(vector.fault);
     if (vector.frames !== undefined) {
-      const wanted = vector.frames.map(([verb, fields]) => [verb, ...fields.map(([k, v]) => `${k}=${v}`)].join(' '));
+      const wanted = vector.frames.map(([verb, fields]) =>
+        [verb, ...fields.map(([k, v]) => `${k}=${v}`)].join(' '),
+      );
       expect(whole.frames).toBe(wanted.map((frame) => `${frame}; `).join(''));
     }
     expect(readHere(stream, stream.length > 4096 ? 4093 : 1).fault).toBe(vector.fault);
@@ -102,9 +110,14 @@ describe('the vectors', () => {
     const there = readThere(frameCheck, streams);
     expect(there.length).toBe(vectors.length);
     vectors.forEach((vector, index) => {
-      expect({ name: vector.name, fault: there[index]?.fault }).toEqual({ name: vector.name, fault: vector.fault });
+      expect({ name: vector.name, fault: there[index]?.fault }).toEqual({
+        name: vector.name,
+        fault: vector.fault,
+      });
       if (vector.frames === undefined) return;
-      const wanted = vector.frames.map(([verb, fields]) => [verb, ...fields.map(([k, v]) => `${k}=${v}`)].join(' '));
+      const wanted = vector.frames.map(([verb, fields]) =>
+        [verb, ...fields.map(([k, v]) => `${k}=${v}`)].join(' '),
+      );
       expect(there[index]?.frames).toBe(wanted.map((frame) => `${frame}; `).join(''));
     });
   });
@@ -131,7 +144,10 @@ function randomStream(random: (below: number) => number): Buffer {
       ]),
     }),
   );
-  const stream = Buffer.concat([...good, Buffer.from(Array.from({ length: random(3) * random(9) }, () => random(256)))]);
+  const stream = Buffer.concat([
+    ...good,
+    Buffer.from(Array.from({ length: random(3) * random(9) }, () => random(256))),
+  ]);
   for (let edits = random(4); edits > 0 && stream.length > 0; edits--) {
     stream[random(stream.length)] = random(3) === 0 ? 0 : random(256);
   }
@@ -156,7 +172,14 @@ describe('encode', () => {
   it('gives back what a reader takes in, bytes that are not UTF-8 included', () => {
     const odd = Buffer.from([0xff, 0x3d, 0x0a, 0xc3]);
     const frames = new FrameReader().push(
-      encodeFrame({ verb: 'request', fields: [['arg', odd], ['arg', 'ü'], ['ttl_ms', 900_000]] }),
+      encodeFrame({
+        verb: 'request',
+        fields: [
+          ['arg', odd],
+          ['arg', 'ü'],
+          ['ttl_ms', 900_000],
+        ],
+      }),
     );
     const [frame] = frames;
     if (frame === undefined) throw new Error('no frame');
@@ -179,9 +202,12 @@ describe('encode', () => {
     ['field_number', [['a', -1]]],
     ['field_number', [['a', 1.5]]],
     ['field_text', [['a', '\ud800']]],
-  ] as [string, [string, string | number | Buffer][]][])('refuses with %s what no receiver would take', (code, fields) => {
-    expect(() => encodeFrame({ verb: 'note', fields })).toThrow(expect.objectContaining({ code }));
-  });
+  ] as [string, [string, string | number | Buffer][]][])(
+    'refuses with %s what no receiver would take',
+    (code, fields) => {
+      expect(() => encodeFrame({ verb: 'note', fields })).toThrow(expect.objectContaining({ code }));
+    },
+  );
 
   it('names no value in an error', () => {
     try {
@@ -215,7 +241,8 @@ describe('fields', () => {
 
   it.each(['', '12 1 3 killed:9', '0 1 3 exit:0 a', '12 1 3 died:9 a', '12 1 x exit:0 a', '12 1 3 exit: a'])(
     'takes no process row from %j',
-    (row) => expect(() => parseProcRow(Buffer.from(row))).toThrow(expect.objectContaining({ code: 'proc_row' })),
+    (row) =>
+      expect(() => parseProcRow(Buffer.from(row))).toThrow(expect.objectContaining({ code: 'proc_row' })),
   );
 
   it('reads how a root ended', () => {

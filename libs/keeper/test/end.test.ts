@@ -1,0 +1,417 @@
+// How a tree ends: by itself, at its ceiling, by the agent's word, and when the keeper or the agent dies.
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { existsSync, readFileSync, readdirSync } from 'node:fs';
+import { constants } from 'node:os';
+import { afterEach, describe, expect, it } from 'vitest';
+import { fieldAll, number, parseProcRow, text, type Frame } from '../src/frames.ts';
+import { bootTimeMs } from '../src/native.ts';
+import { sweep } from '../src/sweep.ts';
+import { builds, release, variant } from './builds.ts';
+import {
+  alive,
+  FakeAgent,
+  Keeper,
+  processOf,
+  started,
+  until,
+  type GrantToSend,
+  type Link,
+} from './fake-agent.ts';
+
+let grants = 0;
+const nextGrant = () => `test-${process.pid}-${++grants}`;
+
+/** Every process that holds the marker of a grant, by the kernel's own account. */
+function holders(grant: string): number[] {
+  return readdirSync('/proc')
+    .filter((name) => /^[0-9]+$/.test(name))
+    .map(Number)
+    .filter((pid) => {
+      try {
+        const held = readFileSync(`/proc/${pid}/environ`, 'latin1')
+          .split('\0')
+          .includes(`CUSTODY_GRANT=${grant}`);
+        return held && alive(pid);
+      } catch {
+        return false;
+      }
+    });
+}
+
+/** Starts `sh -c script` under a grant and waits until it runs. */
+async function running(keeper: string, agent: FakeAgent, script: string, grant: GrantToSend = {}) {
+  const id = nextGrant();
+  const run = Keeper.run({ keeper, agent, command: ['sh', '-c', script] });
+  const link = await agent.link();
+  await link.expect('request');
+  link.grant({ grant: id, ...grant });
+  const root = await started(link);
+  return { run, link, root, id };
+}
+
+const rows = (ended: Frame) => fieldAll(ended, 'proc').map(parseProcRow);
+const end = (link: Link, cause: string, graceMs: number) =>
+  link.send('end', [
+    ['cause', cause],
+    ['grace_ms', graceMs],
+  ]);
+
+// A double fork, out of the session, with a name and an environment of its own: only ancestry leads to it.
+const daemon = (after: string) => `(setsid env -i sh -c 'echo daemon=$$; exec sleep 300' &) ; ${after}`;
+
+describe.each([...builds, ...(variant === undefined ? [] : [variant])])(
+  'the end of a tree ($name)',
+  ({ keeper: program }) => {
+    it('a daemon that double-forked, left its session and dropped the marker dies with its root, and is accounted for', async () => {
+      await using agent = await FakeAgent.start();
+      const { run, link, root } = await running(program, agent, daemon('exec sleep 300'), { graceMs: 5000 });
+      await using _ = run;
+      const left = Number((await run.says(/daemon=([0-9]+)\n/))[1]);
+      await until(() => readFileSync(`/proc/${left}/comm`, 'latin1') === 'sleep\n', 'the daemon runs');
+      const ticks = processOf(left)?.startTicks;
+      process.kill(root.pid, 'SIGUSR1');
+      const ended = await link.expect('ended');
+      expect(alive(left)).toBe(false);
+      expect(text(ended, 'cause')).toBe('exit');
+      expect(text(ended, 'root_status')).toBe(`signal:${constants.signals.SIGUSR1}`);
+      expect(number(ended, 'survivors')).toBe(1);
+      expect(rows(ended)).toEqual([
+        { pid: left, ppid: run.pid, startTicks: ticks, how: { kind: 'killed', number: 15 }, name: 'sleep' },
+      ]);
+      expect(number(ended, 'signalled_boot_ms')).toBeLessThanOrEqual(number(ended, 'empty_boot_ms'));
+      expect((await run.exit).code).toBe(128 + constants.signals.SIGUSR1);
+    });
+
+    it('what ignores TERM is dead when ceiling and grace have passed, and not before the ceiling', async () => {
+      await using agent = await FakeAgent.start();
+      const from = bootTimeMs();
+      const { run, link, root } = await running(program, agent, `trap '' TERM; sleep 300 & wait; sleep 300`, {
+        ceilingInMs: 300,
+        graceMs: 200,
+      });
+      await using _ = run;
+      const ended = await link.expect('ended');
+      const now = bootTimeMs();
+      expect(alive(root.pid)).toBe(false);
+      expect(text(ended, 'cause')).toBe('ceiling');
+      expect(number(ended, 'signalled_boot_ms')).toBeGreaterThanOrEqual(from + 298);
+      expect(number(ended, 'empty_boot_ms')).toBeGreaterThanOrEqual(from + 498);
+      expect(now).toBeLessThan(from + 1500);
+      expect(rows(ended).find((row) => row.pid === root.pid)?.how).toEqual({ kind: 'killed', number: 9 });
+      expect((await run.exit).code).toBe(124);
+    });
+
+    it('a revocation without grace kills at once, whatever the tree does', async () => {
+      await using agent = await FakeAgent.start();
+      const { run, link, root, id } = await running(
+        program,
+        agent,
+        `trap '' TERM INT HUP; ${daemon(`(trap '' TERM; while :; do sleep 300; done) & echo up; while :; do sleep 300; done`)}`,
+        { graceMs: 60_000 },
+      );
+      await using _ = run;
+      await run.says(/up\n/);
+      const left = Number((await run.says(/daemon=([0-9]+)\n/))[1]);
+      const from = bootTimeMs();
+      end(link, 'revoked', 0);
+      const ended = await link.expect('ended');
+      expect(text(ended, 'cause')).toBe('revoked');
+      expect(number(ended, 'empty_boot_ms') - from).toBeLessThan(500);
+      expect([alive(root.pid), alive(left), holders(id)]).toEqual([false, false, []]);
+      expect(rows(ended).every((row) => row.how.kind === 'killed' && row.how.number === 9)).toBe(true);
+      expect((await run.exit).code).toBe(123);
+    });
+
+    it('a later end only shortens the grace, and the first cause stays', async () => {
+      await using agent = await FakeAgent.start();
+      const { run, link } = await running(
+        program,
+        agent,
+        `trap 'echo term' TERM; echo up; while :; do sleep 0.05; done`,
+      );
+      await using _ = run;
+      await run.says(/up\n/);
+      const from = bootTimeMs();
+      end(link, 'agent', 60_000);
+      await run.says(/term\n/);
+      end(link, 'revoked', 300);
+      end(link, 'revoked', 60_000);
+      const ended = await link.expect('ended');
+      expect(text(ended, 'cause')).toBe('agent');
+      expect(number(ended, 'empty_boot_ms') - from).toBeGreaterThanOrEqual(298);
+      expect(number(ended, 'empty_boot_ms') - from).toBeLessThan(5000);
+      expect((await run.exit).code).toBe(137);
+    });
+
+    it('a stopped tree still acts on TERM at the ceiling', async () => {
+      await using agent = await FakeAgent.start();
+      const { run, link, root } = await running(
+        program,
+        agent,
+        `trap 'exit 9' TERM; echo up; while :; do sleep 0.05; done`,
+        {
+          ceilingInMs: 400,
+          graceMs: 20_000,
+        },
+      );
+      await using _ = run;
+      await run.says(/up\n/);
+      process.kill(root.pid, 'SIGSTOP');
+      const ended = await link.expect('ended');
+      expect(text(ended, 'cause')).toBe('ceiling');
+      expect(text(ended, 'root_status')).toBe('exit:9');
+      expect((await run.exit).code).toBe(124);
+    });
+
+    it('forks faster than a walk do not escape', async () => {
+      await using agent = await FakeAgent.start();
+      const storm = `echo up; f() { while :; do (sleep 300 & sleep 300 &) ; done; }; ulimit -u 4000; f & f & f`;
+      const { run, link, id } = await running(program, agent, storm);
+      await using _ = run;
+      await run.says(/up\n/);
+      await until(() => holders(id).length > 60, 'the storm has begun', 15_000);
+      end(link, 'revoked', 0);
+      const ended = await link.expect('ended');
+      expect(holders(id)).toEqual([]);
+      expect(number(ended, 'processes')).toBeGreaterThan(30);
+      expect((await run.exit).code).toBe(123);
+    });
+
+    it('a keeper that is killed takes its root along, and a sweep finds the rest', async () => {
+      await using agent = await FakeAgent.start();
+      const script = `(setsid sh -c 'echo daemon=$$; env -i sleep 300 & wait' &) ; exec sleep 300`;
+      const { run, link, root, id } = await running(program, agent, script);
+      await using _ = run;
+      const left = Number((await run.says(/daemon=([0-9]+)\n/))[1]);
+      await until(() => children(left).length === 1, 'the daemon has its child');
+      const [hidden = 0] = children(left);
+      process.kill(run.pid, 'SIGKILL');
+      await link.closed;
+      await until(() => !alive(root.pid), 'the root dies with its keeper');
+      expect([alive(left), alive(hidden)]).toEqual([true, true]);
+      const from = bootTimeMs();
+      const swept = await sweep(id, { keeper: program });
+      expect([alive(left), alive(hidden)]).toEqual([false, false]);
+      expect(swept.complaints).toEqual([]);
+      expect(swept.emptyBootMs).toBeGreaterThanOrEqual(Math.floor(from));
+      expect(swept.processes.map(({ pid, how }) => [pid, how.kind, how.number]).toSorted()).toEqual(
+        [
+          [left, 'killed', 9],
+          [hidden, 'killed', 9],
+        ].toSorted(),
+      );
+      expect((await sweep(id, { keeper: program })).processes).toEqual([]);
+    });
+
+    it('a run outlives its agent, tells the next one who it is, and obeys it', async () => {
+      await using agent = await FakeAgent.start();
+      const { run, link, root, id } = await running(program, agent, 'exec sleep 300', {
+        ceilingInMs: 60_000,
+      });
+      await using _ = run;
+      await agent.die();
+      await link.closed;
+      await agent.listen();
+      const next = await agent.link();
+      const resume = await next.expect('resume');
+      expect(text(resume, 'version')).toBe('1');
+      expect(text(resume, 'grant')).toBe(id);
+      expect(number(resume, 'pid')).toBe(root.pid);
+      expect(text(resume, 'start_ticks')).toBe(root.startTicks);
+      expect(number(resume, 'ceiling_boot_ms')).toBeGreaterThan(bootTimeMs());
+      expect(text(resume, 'containment')).toBe('subreaper');
+      next.send('adopted');
+      expect(alive(root.pid)).toBe(true);
+      end(next, 'revoked', 0);
+      expect(text(await next.expect('ended'), 'cause')).toBe('revoked');
+      expect((await run.exit).code).toBe(123);
+    });
+
+    it('an end that arrives with the grant is heard', async () => {
+      await using agent = await FakeAgent.start();
+      const run = Keeper.run({ keeper: program, agent, command: ['sleep', '300'] });
+      await using _ = run;
+      const link = await agent.link();
+      await link.expect('request');
+      link.grant({ grant: nextGrant() });
+      end(link, 'revoked', 0);
+      await started(link);
+      expect(text(await link.expect('ended'), 'cause')).toBe('revoked');
+      expect((await run.exit).code).toBe(123);
+    });
+  },
+);
+
+function children(pid: number): number[] {
+  return readFileSync(`/proc/${pid}/task/${pid}/children`, 'latin1')
+    .split(' ')
+    .filter((child) => child !== '')
+    .map(Number);
+}
+
+it('without an agent the ceiling holds, and the account is offered for two seconds at most', async () => {
+  await using agent = await FakeAgent.start();
+  const { run, root } = await running(release.keeper, agent, 'exec sleep 300', { ceilingInMs: 500 });
+  await using _ = run;
+  const from = performance.now();
+  await agent.die();
+  await until(() => !alive(root.pid), 'the ceiling ends the root');
+  expect((await run.exit).code).toBe(124);
+  expect(performance.now() - from).toBeLessThan(4000);
+});
+
+it('an agent that comes back in time still gets the account', async () => {
+  await using agent = await FakeAgent.start();
+  const { run, root } = await running(release.keeper, agent, 'exec sleep 300', { ceilingInMs: 400 });
+  await using _ = run;
+  await agent.die();
+  await until(() => !alive(root.pid), 'the ceiling ends the root');
+  await agent.listen();
+  const link = await agent.link();
+  await link.expect('resume');
+  expect(text(await link.expect('ended'), 'cause')).toBe('ceiling');
+});
+
+it('a run inside a run says whose it is, and ends with it', async () => {
+  await using agent = await FakeAgent.start();
+  const inner = `exec ${release.keeper} run -- sh -c 'echo inner; exec sleep 300'`;
+  const outer = await running(release.keeper, agent, inner, { graceMs: 3000 });
+  await using _ = outer.run;
+  const link = await agent.link();
+  expect(text(await link.expect('request'), 'parent')).toBe(outer.id);
+  link.grant({ grant: nextGrant() });
+  const root = await started(link);
+  await outer.run.says(/inner\n/);
+  end(outer.link, 'revoked', 0);
+  await outer.link.expect('ended');
+  await link.closed;
+  expect(alive(root.pid)).toBe(false);
+});
+
+describe('signals', () => {
+  const numbers = Array.from({ length: 31 }, (_, index) => index + 1);
+  const { SIGKILL, SIGSTOP, SIGCHLD, SIGPIPE, SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS } =
+    constants.signals;
+  const not = new Set([SIGKILL, SIGSTOP, SIGCHLD, SIGPIPE, SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS]);
+  it.each(numbers.filter((signal) => !not.has(signal as never)))(
+    'signal %i reaches the root',
+    async (signal) => {
+      await using agent = await FakeAgent.start();
+      const { run } = await running(
+        release.keeper,
+        agent,
+        `trap 'exit 42' ${signal}; echo up; while :; do sleep 0.02; done`,
+      );
+      await using _ = run;
+      await run.says(/up\n/);
+      process.kill(run.pid, signal);
+      expect((await run.exit).code).toBe(42);
+    },
+  );
+
+  it('whoever asks again while survivors have their grace does not wait for it', async () => {
+    await using agent = await FakeAgent.start();
+    const script = `(setsid sh -c 'trap "echo asked" TERM; echo left; while :; do sleep 0.05; done' &) ; exec sleep 300`;
+    const { run, root, link } = await running(release.keeper, agent, script, { graceMs: 60_000 });
+    await using _ = run;
+    await run.says(/left\n/);
+    process.kill(root.pid, 'SIGKILL');
+    await run.says(/asked\n/);
+    process.kill(run.pid, 'SIGTERM');
+    expect(text(await link.expect('ended'), 'cause')).toBe('exit');
+    expect((await run.exit).code).toBe(137);
+  });
+});
+
+describe.runIf(existsSync('/bin/bash'))('a run that job control has stopped', () => {
+  let shell: ReturnType<typeof spawn> | undefined;
+  afterEach(async () => {
+    if (shell === undefined || shell.exitCode !== null || shell.signalCode !== null) return;
+    shell.kill('SIGKILL');
+    await once(shell, 'exit');
+  });
+
+  /** A run as a job of a shell of its own session, its root stopped and the keeper stopped with it. */
+  async function stopped(agent: FakeAgent, grant: GrantToSend) {
+    // The stop of a job needs a parent in another process group of the same session, and so `set -m`.
+    const line = `set -m; ${release.keeper} run --socket ${agent.path} -- sleep 300 & echo keeper=$!; read _`;
+    shell = spawn('bash', ['-c', line], { detached: true, stdio: ['pipe', 'pipe', 'ignore'] });
+    let said = '';
+    shell.stdout?.on('data', (chunk: Buffer) => (said += chunk.toString('latin1')));
+    const link = await agent.link();
+    await link.expect('request');
+    link.grant({ grant: nextGrant(), ...grant });
+    const root = await started(link);
+    const keeper = Number(/keeper=([0-9]+)/.exec(said)?.[1]);
+    process.kill(root.pid, 'SIGSTOP');
+    await until(() => processOf(keeper)?.state === 'T', 'the keeper stops with its root');
+    return { link, root, keeper };
+  }
+
+  it('ends at its ceiling all the same', async () => {
+    await using agent = await FakeAgent.start();
+    const { link, root } = await stopped(agent, { ceilingInMs: 600 });
+    expect(text(await link.expect('ended'), 'cause')).toBe('ceiling');
+    expect(alive(root.pid)).toBe(false);
+  });
+
+  it('hears a revocation all the same', async () => {
+    await using agent = await FakeAgent.start();
+    const { link, root } = await stopped(agent, {});
+    end(link, 'revoked', 0);
+    expect(text(await link.expect('ended'), 'cause')).toBe('revoked');
+    expect(alive(root.pid)).toBe(false);
+  });
+
+  it('goes on when the shell continues it, and stays stopped for a word that does not end it', async () => {
+    await using agent = await FakeAgent.start();
+    const { link, root, keeper } = await stopped(agent, {});
+    link.send('adopted');
+    await until(() => processOf(keeper)?.state === 'T', 'stopped again');
+    expect(processOf(root.pid)?.state).toBe('T');
+    process.kill(keeper, 'SIGCONT');
+    await until(() => processOf(root.pid)?.state === 'S', 'the root goes on');
+    expect(processOf(keeper)?.state).toBe('S');
+    end(link, 'revoked', 0);
+    await link.expect('ended');
+  });
+});
+
+describe('sweep', () => {
+  it('gives a grace, and KILL to what ignores it', async () => {
+    const id = nextGrant();
+    const script = `sh -c 'trap "" TERM; echo up; while :; do sleep 0.02; done' & sleep 300 & wait`;
+    const root = spawn('sh', ['-c', script], {
+      env: { PATH: process.env['PATH'], CUSTODY_GRANT: id },
+      stdio: ['ignore', 'pipe', 'ignore'],
+    });
+    await once(root.stdout, 'data');
+    const before = holders(id).length;
+    const swept = await sweep(id, { graceMs: 200, keeper: release.keeper });
+    expect(holders(id)).toEqual([]);
+    expect(swept.emptyBootMs).toBeDefined();
+    expect(before).toBeGreaterThanOrEqual(3);
+    const how = (pid: number | undefined) => swept.processes.find((row) => row.pid === pid)?.how;
+    expect(how(root.pid)).toEqual({ kind: 'killed', number: 15 });
+    expect(swept.processes.some((row) => row.how.number === 9)).toBe(true);
+  });
+
+  it('touches no process of a grant whose id only begins the same', async () => {
+    const id = nextGrant();
+    const other = spawn('sleep', ['300'], {
+      env: { PATH: process.env['PATH'], CUSTODY_GRANT: `${id}0`, X: `CUSTODY_GRANT=${id}` },
+    });
+    await once(other, 'spawn');
+    const swept = await sweep(id, { keeper: release.keeper });
+    expect(swept.processes).toEqual([]);
+    expect(alive(other.pid ?? 0)).toBe(true);
+    other.kill('SIGKILL');
+    await once(other, 'exit');
+  });
+
+  it('throws what a sweep that could not run says', async () => {
+    await expect(sweep('x'.repeat(65))).rejects.toMatchObject({ code: 'sweep_failed' });
+    await expect(sweep('g', { keeper: '/no/such/keeper' })).rejects.toMatchObject({ code: 'sweep_failed' });
+  });
+});
