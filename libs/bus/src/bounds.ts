@@ -25,3 +25,5 @@ export const fetchMessagesMax = 64;
 export const duplicateWindowMsDefault = 120_000;
 /** How long one fetch may wait for a message at the server. */
 export const fetchExpiresMs = 10_000;
+/** How much later than that the consumer gives the fetch up and asks again. */
+export const fetchLagMs = 2_000;

@@ -38,6 +38,7 @@ import type {
   StreamConfig,
   Subscription,
 } from './bus.ts';
+import { Consumer } from './consumer.ts';
 import {
   asReply,
   checkPattern,
@@ -53,7 +54,8 @@ import {
   sealHeaders,
 } from './envelope.ts';
 import { BusError } from './errors.ts';
-import { Consumer, ensureStream, readHeaders } from './jetstream.ts';
+import { ensureStream, readHeaders } from './jetstream.ts';
+import { rejectable } from './rejectable.ts';
 
 export type BusOptions = {
   /** `host:port` or `nats://host:port`, one or more. */
@@ -82,7 +84,7 @@ export async function connectBus(options: BusOptions): Promise<Bus> {
   const backoff = new Backoff(options.name);
   for (;;) {
     try {
-      return new NatsBus(await dial(options, backoff), backoff, options.log ?? (() => undefined));
+      return new NatsBus(await dial(options, backoff), backoff, options);
     } catch (cause) {
       const error = translate(cause, 'connect to', options.servers.join(' '));
       if (options.waitOnFirstConnect !== true || error.code !== 'unreachable') throw error;
@@ -162,6 +164,7 @@ class NatsBus implements Bus {
   readonly #nc: NatsConnection;
   readonly #backoff: Backoff;
   readonly #log: (line: string) => void;
+  readonly #inboxPrefix: string | undefined;
   readonly #listeners = new Set<StatusListener>();
   readonly #consumers = new Set<Consumer>();
   readonly #serving = new Set<Promise<void>>();
@@ -175,10 +178,11 @@ class NatsBus implements Bus {
   #readBytes = 0;
   #confirming = false;
 
-  constructor(nc: NatsConnection, backoff: Backoff, log: (line: string) => void) {
+  constructor(nc: NatsConnection, backoff: Backoff, options: BusOptions) {
     this.#nc = nc;
     this.#backoff = backoff;
-    this.#log = log;
+    this.#log = options.log ?? ((): void => undefined);
+    this.#inboxPrefix = options.inboxPrefix;
     backoff.connected();
     void this.#watch();
   }
@@ -291,7 +295,12 @@ class NatsBus implements Bus {
     options: { readonly maxAckPending: number; readonly ackWaitMs?: number },
   ): Promise<Subscription> {
     this.#assertUp('consume', stream);
-    const consumer = new Consumer(this.#nc, { stream, durable, handler, ...options }, this.#log);
+    const consumer = new Consumer(
+      this.#nc,
+      { stream, durable, handler, ...options },
+      this.#log,
+      this.#inboxPrefix,
+    );
     try {
       await consumer.start();
     } catch (cause) {
@@ -558,12 +567,6 @@ function writeHeaders(headers: Headers): MsgHdrs {
   const written = natsHeaders();
   for (const [name, value] of Object.entries(headers)) written.set(name, value);
   return written;
-}
-
-function rejectable(): PromiseWithResolvers<never> {
-  const made = Promise.withResolvers<never>();
-  made.promise.catch(() => undefined);
-  return made;
 }
 
 /** The connection, unless the owner gave up first; then it is closed as soon as it is there. */

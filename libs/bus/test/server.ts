@@ -21,8 +21,8 @@ export interface TestServer extends AsyncDisposable {
   readonly port: number;
   control(options?: Partial<BusOptions>): Promise<Bus>;
   system(): Promise<Bus>;
-  /** A host with a key of its own, and the key's public half. */
-  host(name: string, options?: Partial<BusOptions>): Promise<{ bus: Bus; publicKey: string }>;
+  /** A host with a key of its own, and what it connected with. */
+  host(name: string): Promise<{ bus: Bus; publicKey: string; options: BusOptions }>;
   stop(): Promise<void>;
   /** On the same port and files. */
   start(trust?: Trust): Promise<void>;
@@ -58,11 +58,11 @@ export async function startTestServer(): Promise<TestServer> {
       const { jwt, seed } = await mintSystemUser(trust);
       return open({ jwt, seed: bytes(seed), name: 'system' });
     },
-    host: async (name, options = {}) => {
+    host: async (name) => {
       const { seed, publicKey } = generateUserKey();
       const jwt = await mintHostUser(trust, { host: name, publicKey });
-      const bus = await open({ jwt, seed: bytes(seed), name, inboxPrefix: inboxPrefix(name), ...options });
-      return { bus, publicKey };
+      const options = { servers: [url], jwt, seed: bytes(seed), name, inboxPrefix: inboxPrefix(name) };
+      return { bus: await open(options), publicKey, options };
     },
     stop: async () => {
       await server?.stop();
