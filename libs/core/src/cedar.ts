@@ -103,6 +103,18 @@ export function localUser(host: string, uid: number): string {
   return `${host}/${uid}`;
 }
 
+/** The refusal that names the missing permission: the same words from an agent's copy and from the control plane. */
+export function deniedByPolicy(subject: string, path: string, revision: number, forbids: readonly string[]): CustodyError {
+  const who = `LocalUser::"${subject}"`;
+  const why =
+    forbids.length > 0
+      ? `policy ${forbids.join(', ')} (revision ${revision}) forbids ${who} to hold Secret::"${path}"`
+      : `no policy (revision ${revision}) permits ${who} to hold Secret::"${path}"`;
+  return new CustodyError('denied_by_policy', why, {
+    next: `missing permission: Action::"hold" on Secret::"${path}"; see custody policy explain --subject ${subject} --secret ${path}`,
+  });
+}
+
 /** One policy set, parsed once. `slot` names its place in Cedar's cache: one live engine per slot. */
 export class PolicyEngine {
   readonly policies: readonly Policy[];

@@ -62,3 +62,11 @@ export const spoolBytesMax = 1_073_741_824;
 export const outboxBatchMax = 256;
 export const reconcileIntervalMs = 2_000;
 export const waitForReceiptMsDefault = 30_000;
+/** How many applied revocations an agent remembers to judge a grant that was decided before them. */
+export const revocationsKeptMax = 4_096;
+/** After an agent's start: how long a keeper whose run it finds open may take to come back. */
+export const keeperReturnMsMax = 2_500;
+/** A timer that pulls what a lost broadcast may have carried. */
+export const catchUpIntervalMs = 15_000;
+/** Open refusal records that may wait for the disk: past that, refusals go unrecorded rather than unbounded. */
+export const refusalRecordsMax = 256;

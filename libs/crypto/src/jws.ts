@@ -6,7 +6,7 @@ import { CryptoError } from './errors.ts';
 import { importPublicKey, importSeed } from './keys.ts';
 
 /** The longest token that is signed or read. */
-export const jwsBytesMax = 262_144;
+export const jwsBytesMax = 700_000;
 
 const algorithm = 'EdDSA';
 const headerMembers = 'alg kid typ';

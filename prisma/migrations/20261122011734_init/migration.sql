@@ -46,6 +46,7 @@ CREATE TABLE "secrets" (
     "path" TEXT NOT NULL,
     "created_at" TIMESTAMPTZ(3) NOT NULL,
     "deleted_at" TIMESTAMPTZ(3),
+    "last_version" INTEGER NOT NULL DEFAULT 0,
 
     CONSTRAINT "secrets_pkey" PRIMARY KEY ("path")
 );
@@ -71,7 +72,6 @@ CREATE TABLE "policy_revisions" (
     "text" TEXT NOT NULL,
     "created_at" TIMESTAMPTZ(3) NOT NULL,
     "created_by" TEXT NOT NULL,
-    "signed" TEXT NOT NULL,
 
     CONSTRAINT "policy_revisions_pkey" PRIMARY KEY ("revision")
 );
@@ -94,7 +94,7 @@ CREATE TABLE "grants" (
     "ceiling_ms" INTEGER NOT NULL,
     "granted_at" TIMESTAMPTZ(3) NOT NULL,
     "containment" TEXT NOT NULL,
-    "strictness" JSONB NOT NULL,
+    "freshness" JSONB NOT NULL,
     "parent_grant" TEXT,
     "epoch" BIGINT NOT NULL,
     "jws" TEXT NOT NULL,
@@ -116,24 +116,6 @@ CREATE TABLE "revocations" (
 );
 
 -- CreateTable
-CREATE TABLE "run_receipts" (
-    "grant_id" TEXT NOT NULL,
-    "epoch" BIGINT NOT NULL,
-    "host_id" TEXT NOT NULL,
-    "outcome" TEXT NOT NULL,
-    "heard_at" TIMESTAMPTZ(3) NOT NULL,
-    "signalled_ms" DOUBLE PRECISION,
-    "empty_ms" DOUBLE PRECISION,
-    "survivors" INTEGER NOT NULL,
-    "containment" TEXT NOT NULL,
-    "body" JSONB NOT NULL,
-    "signed" TEXT NOT NULL,
-    "received_at" TIMESTAMPTZ(3) NOT NULL,
-
-    CONSTRAINT "run_receipts_pkey" PRIMARY KEY ("grant_id","epoch")
-);
-
--- CreateTable
 CREATE TABLE "ledger_entries" (
     "author" TEXT NOT NULL,
     "chain_epoch" INTEGER NOT NULL,
@@ -147,6 +129,7 @@ CREATE TABLE "ledger_entries" (
     "signature" BYTEA NOT NULL,
     "body" JSONB NOT NULL,
     "ingested_at" TIMESTAMPTZ(3) NOT NULL,
+    "ordinal" BIGSERIAL NOT NULL,
 
     CONSTRAINT "ledger_entries_pkey" PRIMARY KEY ("author","chain_epoch","seq")
 );
@@ -214,16 +197,16 @@ CREATE INDEX "grants_paths_idx" ON "grants" USING GIN ("paths");
 CREATE INDEX "revocations_target_kind_target_idx" ON "revocations"("target_kind", "target");
 
 -- CreateIndex
-CREATE INDEX "run_receipts_epoch_idx" ON "run_receipts"("epoch");
-
--- CreateIndex
-CREATE INDEX "run_receipts_host_id_idx" ON "run_receipts"("host_id");
+CREATE UNIQUE INDEX "ledger_entries_ordinal_key" ON "ledger_entries"("ordinal");
 
 -- CreateIndex
 CREATE INDEX "ledger_entries_grant_id_kind_idx" ON "ledger_entries"("grant_id", "kind");
 
 -- CreateIndex
 CREATE INDEX "ledger_entries_author_at_idx" ON "ledger_entries"("author", "at");
+
+-- CreateIndex
+CREATE INDEX "ledger_entries_released_idx" ON "ledger_entries" USING GIN ("body" jsonb_path_ops) WHERE (kind = 'released');
 
 -- CreateIndex
 CREATE INDEX "outbox_unsent_idx" ON "outbox"("id") WHERE (sent_at IS NULL);

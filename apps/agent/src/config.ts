@@ -1,0 +1,73 @@
+// Owns what the agent is told by flags and environment: read here, checked here, nowhere else.
+import { homedir } from 'node:os';
+import { join } from 'node:path';
+import { parseArgs } from 'node:util';
+import { CustodyError } from '@custody/core/errors';
+import { isHostName, quote } from '@custody/core/names';
+
+export interface StartConfig {
+  readonly verb: 'start';
+  readonly dataDir: string;
+  readonly socketPath: string;
+  readonly logLevel: string;
+}
+
+export interface EnrollConfig {
+  readonly verb: 'enroll';
+  readonly dataDir: string;
+  readonly url: string;
+  readonly token: string;
+  readonly name: string | undefined;
+}
+
+type Environment = Readonly<Record<string, string | undefined>>;
+
+/** Every CUSTODY_* variable that any program of Custody reads; any other is a typing error and fatal. */
+const known = ['CUSTODY_API', 'CUSTODY_TOKEN', 'CUSTODY_SOCKET', 'CUSTODY_GRANT', 'CUSTODY_DATA', 'CUSTODY_LOG'];
+const logLevels = ['debug', 'info', 'warn', 'error', 'silent'];
+
+/** Throws `bad_request` with the one line to show. */
+export function readConfig(argv: readonly string[], environment: Environment): StartConfig | EnrollConfig {
+  const unknown = Object.keys(environment).find((key) => key.startsWith('CUSTODY_') && !known.includes(key));
+  if (unknown !== undefined) throw usage(`${unknown} is not a variable of custody; known: ${known.join(', ')}`);
+  const { values, positionals } = parse(argv);
+  const dataDir = values.data ?? environment['CUSTODY_DATA'] ?? defaultDataDir(environment);
+  if (positionals[0] === 'enroll') {
+    const { url, token, name } = values;
+    if (url === undefined) throw usage('agent enroll needs --url, the address of the control plane');
+    if (token === undefined) throw usage('agent enroll needs --token, from custody host token create');
+    if (!URL.canParse(url)) throw usage(`--url: ${quote(url)} is not an address`);
+    if (name !== undefined && !isHostName(name)) throw usage(`--name: ${quote(name)} is not a host name`);
+    return { verb: 'enroll', dataDir, url, token, name };
+  }
+  if (positionals[0] !== 'start') throw usage('say agent enroll or agent start');
+  const logLevel = environment['CUSTODY_LOG'] ?? 'info';
+  if (!logLevels.includes(logLevel)) throw usage(`CUSTODY_LOG is none of ${logLevels.join(', ')}`);
+  return { verb: 'start', dataDir, socketPath: values.socket ?? join(dataDir, 'agent.sock'), logLevel };
+}
+
+function parse(argv: readonly string[]) {
+  try {
+    return parseArgs({
+      args: [...argv],
+      allowPositionals: true,
+      options: {
+        data: { type: 'string' },
+        url: { type: 'string' },
+        token: { type: 'string' },
+        name: { type: 'string' },
+        socket: { type: 'string' },
+      },
+    });
+  } catch (cause) {
+    throw usage(cause instanceof Error ? (cause.message.split('.')[0] ?? '').toLowerCase() : 'bad arguments');
+  }
+}
+
+function defaultDataDir(environment: Environment): string {
+  return join(environment['XDG_DATA_HOME'] ?? join(homedir(), '.local', 'share'), 'custody', 'agent');
+}
+
+function usage(message: string): CustodyError {
+  return new CustodyError('bad_request', message, { next: 'see custody agent --help' });
+}

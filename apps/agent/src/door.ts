@@ -1,0 +1,263 @@
+// Owns the Unix socket: who is at the other end, by the kernel's word, and the conversation of docs/spec/keeper.md.
+import { chmod, mkdir, rm } from 'node:fs/promises';
+import { connect, createServer, type Server, type Socket } from 'node:net';
+import { dirname } from 'node:path';
+import { CustodyError, exitCodeOf } from '@custody/core/errors';
+import { keeperRequestTimeoutMs, socketConnectionsMax } from '@custody/core/limits';
+import { encodeFrame, fieldAll, FrameReader, number, numberMaybe, parseProcRow, text, textMaybe, type Frame, type Verb } from '@custody/keeper/frames';
+import { peerOf } from '@custody/keeper/native';
+import { readAsk } from './delivery.ts';
+import type { Log } from './log.ts';
+import { recorded } from './record.ts';
+import type { Ended, KeeperEnd, Peer, Runs } from './runs.ts';
+
+const socketPathBytesMax = 100;
+
+export interface DoorOptions {
+  readonly path: string;
+  readonly runs: Runs;
+  /** What `custody agent status` shows, as fields of one frame. */
+  readonly status: () => readonly (readonly [string, string])[];
+  readonly log: Log;
+}
+
+/** One listening socket. Runs outlive it: closing ends no tree. */
+export class Door implements AsyncDisposable {
+  readonly #server: Server;
+  readonly #sockets = new Set<Socket>();
+  readonly #options: DoorOptions;
+
+  private constructor(server: Server, options: DoorOptions) {
+    this.#server = server;
+    this.#options = options;
+  }
+
+  static async open(options: DoorOptions): Promise<Door> {
+    const { path } = options;
+    if (Buffer.byteLength(path) > socketPathBytesMax) {
+      throw new CustodyError('bad_request', `the socket path ${path} is longer than ${socketPathBytesMax} bytes`, {
+        next: 'choose a shorter one with --socket',
+      });
+    }
+    await mkdir(dirname(path), { recursive: true, mode: 0o700 });
+    await removeStale(path);
+    const server = createServer({ allowHalfOpen: false });
+    const door = new Door(server, options);
+    server.maxConnections = socketConnectionsMax;
+    server.on('connection', (socket) => door.#greet(socket));
+    const listening = Promise.withResolvers<void>();
+    server.once('error', listening.reject);
+    server.listen(path, listening.resolve);
+    await listening.promise;
+    // Who may ask is for policy to say, by the uid that the kernel vouches for; a root agent serves every user.
+    await chmod(path, process.getuid?.() === 0 ? 0o666 : 0o600);
+    return door;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    const closed = new Promise<void>((resolve) => this.#server.close(() => resolve()));
+    for (const socket of this.#sockets) socket.destroy();
+    await closed;
+  }
+
+  #greet(socket: Socket): void {
+    let peer: Peer;
+    try {
+      peer = peerOf(descriptorOf(socket));
+    } catch (error) {
+      this.#options.log.warn({ err: error }, 'a connection whose peer the kernel does not name was closed');
+      socket.destroy();
+      return;
+    }
+    this.#sockets.add(socket);
+    const conversation = new Conversation(socket, peer, this.#options);
+    socket.setTimeout(keeperRequestTimeoutMs, () => conversation.idle());
+    socket.on('data', (chunk: Buffer) => conversation.hear(chunk));
+    socket.on('error', (error) => this.#options.log.debug({ err: error }, 'keeper connection'));
+    socket.on('close', () => {
+      this.#sockets.delete(socket);
+      conversation.closed();
+    });
+  }
+}
+
+/** One connection: a fresh run, a run that comes back, or a question about the agent's state. */
+class Conversation implements KeeperEnd {
+  readonly #socket: Socket;
+  readonly #peer: Peer;
+  readonly #options: DoorOptions;
+  readonly #reader = new FrameReader();
+  #grantId: string | undefined;
+  #asked = false;
+
+  constructor(socket: Socket, peer: Peer, options: DoorOptions) {
+    this.#socket = socket;
+    this.#peer = peer;
+    this.#options = options;
+  }
+
+  hear(chunk: Uint8Array): void {
+    try {
+      for (const frame of this.#reader.push(chunk)) this.#take(frame);
+    } catch (error) {
+      this.#options.log.warn({ err: error, pid: this.#peer.pid }, 'a keeper broke the protocol');
+      this.#socket.destroy();
+    }
+  }
+
+  /** Nobody may hold a connection without having asked. A run may be silent as long as it likes. */
+  idle(): void {
+    if (!this.#asked) this.#socket.destroy();
+  }
+
+  closed(): void {
+    if (this.#grantId !== undefined) this.#options.runs.detached(this.#grantId);
+  }
+
+  end(cause: 'revoked' | 'ceiling' | 'agent', graceMs: number): void {
+    this.#send('end', [
+      ['cause', cause],
+      ['grace_ms', String(graceMs)],
+    ]);
+  }
+
+  #take(frame: Frame): void {
+    const { runs } = this.#options;
+    if (!this.#asked) return this.#first(frame);
+    const grantId = this.#grantId;
+    if (grantId === undefined) throw new Error(`${frame.verb} before the run was granted`);
+    switch (frame.verb) {
+      case 'started':
+        return runs.started(grantId, number(frame, 'pid'), text(frame, 'start_ticks'));
+      case 'failed':
+        this.#grantId = undefined;
+        return runs.notStarted(grantId);
+      case 'ended':
+        this.#grantId = undefined;
+        return runs.ended(grantId, readEnded(frame));
+      default:
+        throw new Error(`${frame.verb} has no place here`);
+    }
+  }
+
+  #first(frame: Frame): void {
+    this.#asked = true;
+    if (frame.verb === 'request') {
+      void this.#admit(frame);
+    } else if (frame.verb === 'resume') {
+      this.#resume(frame);
+    } else if (frame.verb === 'status') {
+      this.#send('status', this.#options.status());
+      this.#socket.end();
+    } else {
+      throw new Error(`a conversation cannot begin with ${frame.verb}`);
+    }
+  }
+
+  async #admit(frame: Frame): Promise<void> {
+    try {
+      const release = await this.#options.runs.admit(readAsk(frame), this.#peer);
+      if (this.#socket.destroyed) {
+        release.wipe();
+        return this.#options.runs.notStarted(release.grantId);
+      }
+      this.#grantId = release.grantId;
+      for (const line of release.notes) this.#send('note', [['line', line]]);
+      const bytes = encodeFrame({
+        verb: 'granted',
+        fields: [
+          ['grant', release.grantId],
+          ['ceiling_boot_ms', String(release.ceilingBootMs)],
+          ['grace_ms', String(release.graceMs)],
+          ...release.environment.map(([name, value]) => ['env', assignment(name, value)] as const),
+        ],
+      });
+      release.wipe();
+      this.#socket.write(bytes, () => bytes.fill(0));
+      this.#options.runs.attach(release.grantId, this);
+    } catch (error) {
+      this.#refuse(error);
+    }
+  }
+
+  #resume(frame: Frame): void {
+    const grantId = text(frame, 'grant');
+    try {
+      this.#options.runs.resume(grantId, this.#peer, this);
+      this.#grantId = grantId;
+      this.#send('adopted', []);
+      this.#options.runs.started(grantId, number(frame, 'pid'), text(frame, 'start_ticks'));
+    } catch (error) {
+      this.#options.log.warn({ err: error, grantId }, 'a run came back that is not open here: it must end');
+      this.end('agent', 0);
+    }
+  }
+
+  #refuse(error: unknown): void {
+    if (!(error instanceof CustodyError)) this.#options.log.error({ err: error }, 'a run failed');
+    const known =
+      error instanceof CustodyError ? error : new CustodyError('internal', 'the agent failed; its log says why');
+    if (known.cause !== undefined) this.#options.log.info({ err: known, cause: known.cause }, 'refused');
+    const usage = exitCodeOf(known.code) === 2;
+    this.#send('refused', [
+      ['exit', usage ? '2' : '125'],
+      ['code', known.code],
+      ['line', known.publicMessage],
+      ...(known.next === undefined ? [] : [['line', known.next] as const]),
+    ]);
+    this.#socket.end();
+  }
+
+  #send(verb: Verb, fields: readonly (readonly [string, string])[]): void {
+    if (!this.#socket.destroyed) this.#socket.write(encodeFrame({ verb, fields }));
+  }
+}
+
+/** `NAME=VALUE` in a buffer that the caller's frame is built from and that is wiped with it. */
+function assignment(name: string, value: Uint8Array): Uint8Array {
+  return Buffer.concat([Buffer.from(`${name}=`), value]);
+}
+
+function readEnded(frame: Frame): Ended {
+  const cause = text(frame, 'cause');
+  if (cause !== 'exit' && cause !== 'ceiling' && cause !== 'revoked' && cause !== 'agent') {
+    throw new Error('ended with an unknown cause');
+  }
+  return {
+    cause,
+    rootStatus: textMaybe(frame, 'root_status'),
+    signalledBootMs: bootMsOf(numberMaybe(frame, 'signalled_boot_us')),
+    emptyBootMs: number(frame, 'empty_boot_us') / 1_000,
+    survivors: number(frame, 'survivors'),
+    processes: number(frame, 'processes'),
+    rows: fieldAll(frame, 'proc').map((bytes) => recorded(parseProcRow(bytes))),
+  };
+}
+
+function bootMsOf(micros: number | undefined): number | undefined {
+  return micros === undefined ? undefined : micros / 1_000;
+}
+
+/** Node keeps a socket's descriptor on its handle and offers no other way to it. */
+function descriptorOf(socket: Socket): number {
+  const handle: unknown = Reflect.get(socket, '_handle');
+  const fd: unknown = typeof handle === 'object' && handle !== null ? Reflect.get(handle, 'fd') : undefined;
+  if (typeof fd !== 'number' || fd < 0) throw new Error('the socket has no descriptor');
+  return fd;
+}
+
+/** A socket file that nobody listens on is a dead agent's; one that answers belongs to a living agent. */
+async function removeStale(path: string): Promise<void> {
+  const outcome = await new Promise<'alive' | 'dead'>((resolve) => {
+    const probe = connect(path);
+    probe.once('connect', () => {
+      probe.destroy();
+      resolve('alive');
+    });
+    probe.once('error', () => resolve('dead'));
+  });
+  if (outcome === 'alive') {
+    throw new CustodyError('conflict', `another agent listens on ${path}`, { next: 'stop it first' });
+  }
+  await rm(path, { force: true });
+}

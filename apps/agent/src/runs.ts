@@ -1,0 +1,503 @@
+// Owns the runs of this host: from asking, through release and revocation, to the ledger entry that closes each.
+import { decideCeiling } from '@custody/core/grant';
+import { deniedByPolicy, localUser } from '@custody/core/cedar';
+import { CustodyError } from '@custody/core/errors';
+import { graceMsDefault, keeperLagMsMax, keeperReturnMsMax, processRowsMax, refusalRecordsMax, runsPerHostMax } from '@custody/core/limits';
+import { hits } from '@custody/core/revocation';
+import type { SealingKey } from '@custody/crypto/keys';
+import { decodeFields } from '@custody/crypto/payload';
+import type { SweepResult } from '@custody/keeper/sweep';
+import type { LedgerEntry } from '@custody/ledger/entry';
+import { counter, histogram, traced } from '@custody/telemetry/telemetry';
+import { hostKinds, type HostBody, type ProcessRow } from '@custody/wire/ledger';
+import { failureOf, type GrantClaims, type RevocationClaims } from '@custody/wire/messages';
+import type { Held } from '@custody/wire/schema';
+import type { Ask } from './delivery.ts';
+import { recorded } from './record.ts';
+import type { Link } from './link.ts';
+import type { Log } from './log.ts';
+import type { Spool } from './spool.ts';
+
+/** What the kernel says of the process at the other end of the socket. */
+export interface Peer {
+  readonly pid: number;
+  readonly uid: number;
+  readonly gid: number;
+}
+
+/** The keeper of one run, as runs see it. */
+export interface KeeperEnd {
+  end(cause: 'revoked' | 'ceiling' | 'agent', graceMs: number): void;
+}
+
+/** What the keeper is told once everything is on record. `wipe` must be called when it has been sent. */
+export interface Release {
+  readonly grantId: string;
+  readonly ceilingBootMs: number;
+  readonly graceMs: number;
+  readonly environment: readonly (readonly [string, Uint8Array])[];
+  readonly notes: readonly string[];
+  wipe(): void;
+}
+
+export interface Ended {
+  readonly cause: 'exit' | 'ceiling' | 'revoked' | 'agent';
+  readonly rootStatus: string | undefined;
+  readonly signalledBootMs: number | undefined;
+  readonly emptyBootMs: number;
+  readonly survivors: number;
+  readonly processes: number;
+  readonly rows: readonly ProcessRow[];
+}
+
+interface Run {
+  readonly grantId: string;
+  readonly runId: string;
+  readonly uid: number;
+  readonly keeperPid: number;
+  readonly command: readonly string[];
+  readonly credentials: readonly Held[];
+  readonly containment: GrantClaims['containment'];
+  readonly ceilingBootMs: number;
+  readonly graceMs: number;
+  /** Sequence number of its `released` entry; infinite until that is durable. */
+  releasedSeq: number;
+  started: boolean;
+  root: { pid: number; startTicks: string } | undefined;
+  keeper: KeeperEnd | undefined;
+  revoked: { claims: RevocationClaims; heardBootMs: number; heardAt: Date } | undefined;
+  watch: NodeJS.Timeout | undefined;
+  sweeping: boolean;
+}
+
+export interface RunsOptions {
+  readonly hostName: string;
+  readonly sealingKey: SealingKey;
+  readonly link: () => Link;
+  readonly spool: () => Spool;
+  readonly sweep: (grantId: string) => Promise<SweepResult>;
+  /** Whether a process that may be a keeper still lives. */
+  readonly alive: (pid: number) => boolean;
+  readonly bootMs: () => number;
+  readonly newId: (prefix: string) => string;
+  readonly log: Log;
+}
+
+const grantsReleased = counter('custody.agent.grants', 'grants released to a tree');
+const runsRefused = counter('custody.agent.refusals', 'runs refused, by code');
+const revokedToEmpty = histogram('custody.agent.revoked_to_empty', 'from hearing of a revocation to an empty tree', 'ms');
+
+export class Runs implements AsyncDisposable {
+  readonly #options: RunsOptions;
+  readonly #runs = new Map<string, Run>();
+  readonly #closing = new Set<Promise<void>>();
+  #refusalsWaiting = 0;
+
+  constructor(options: RunsOptions) {
+    this.#options = options;
+  }
+
+  /** Rebuilds the open runs from the ledger, before anything else happens. Given to `Spool.open`. */
+  replay(entry: LedgerEntry): void {
+    if (entry.kind === 'released') {
+      const body = hostKinds.released.parse(entry.body);
+      this.#runs.set(body.grantId, {
+        ...body,
+        keeperPid: body.pid,
+        graceMs: graceMsDefault,
+        releasedSeq: entry.seq,
+        started: false,
+        root: undefined,
+        keeper: undefined,
+        revoked: undefined,
+        watch: undefined,
+        sweeping: false,
+      });
+    } else if (entry.kind === 'started') {
+      const body = hostKinds.started.parse(entry.body);
+      const run = this.#runs.get(body.grantId);
+      if (run !== undefined) Object.assign(run, { started: true, root: { pid: body.pid, startTicks: body.startTicks } });
+    } else if (entry.kind === 'ended') {
+      this.#runs.delete(hostKinds.ended.parse(entry.body).grantId);
+    }
+  }
+
+  get open(): number {
+    return this.#runs.size;
+  }
+
+  /** The lowest entry that the ledger on disk must keep: that of the oldest open run. */
+  lowestOpenSeq(): number {
+    return Math.min(...[...this.#runs.values()].map((run) => run.releasedSeq));
+  }
+
+  describe(): { grantId: string; uid: number; keeperPid: number; ceilingInMs: number; command: readonly string[] }[] {
+    const now = this.#options.bootMs();
+    return [...this.#runs.values()].map(({ grantId, uid, keeperPid, ceilingBootMs, command }) => ({
+      grantId,
+      uid,
+      keeperPid,
+      ceilingInMs: Math.max(0, Math.round(ceilingBootMs - now)),
+      command,
+    }));
+  }
+
+  /** After a restart: a keeper has this long to come back for its run; then the agent empties the tree itself. */
+  awaitKeepers(): void {
+    for (const run of this.#runs.values()) {
+      run.watch = setTimeout(() => this.#keeperLost(run), this.#options.alive(run.keeperPid) ? keeperReturnMsMax : 0);
+    }
+  }
+
+  /**
+   * Decides, asks, records, and only then gives the values (invariant 2). Throws the refusal to show.
+   * Until it returns, the run is already known to revocations.
+   */
+  async admit(ask: Ask, peer: Peer): Promise<Release> {
+    const parent = ask.traceparent === undefined ? undefined : { traceparent: ask.traceparent };
+    return traced('agent.admit', { parent, attributes: { 'custody.uid': peer.uid } }, async () => {
+      try {
+        return await this.#admit(ask, peer);
+      } catch (error) {
+        runsRefused.add(1, { code: error instanceof CustodyError ? error.code : 'internal' });
+        this.#recordRefusal(ask, peer, error);
+        throw error;
+      }
+    });
+  }
+
+  attach(grantId: string, keeper: KeeperEnd): void {
+    const run = this.#runs.get(grantId);
+    if (run === undefined) throw new CustodyError('not_found', `no open run holds grant ${grantId}`);
+    run.keeper = keeper;
+    this.#watchCeiling(run);
+    this.#endIfRevoked(run);
+  }
+
+  /** A keeper that lost its connection, or outlived an agent, comes back. Its uid must be the one on record. */
+  resume(grantId: string, peer: Peer, keeper: KeeperEnd): void {
+    const run = this.#runs.get(grantId);
+    if (run === undefined || run.uid !== peer.uid || run.keeperPid !== peer.pid) {
+      throw new CustodyError('not_found', `no open run of uid ${peer.uid} and pid ${peer.pid} holds grant ${grantId}`);
+    }
+    this.attach(grantId, keeper);
+  }
+
+  started(grantId: string, pid: number, startTicks: string): void {
+    const run = this.#runs.get(grantId);
+    if (run === undefined) return;
+    run.root = { pid, startTicks };
+    if (run.started) return;
+    run.started = true;
+    this.#record('started', { grantId, runId: run.runId, pid, startTicks });
+  }
+
+  /** The keeper says the tree is empty. */
+  ended(grantId: string, end: Ended): void {
+    const run = this.#runs.get(grantId);
+    if (run !== undefined) this.#close(run, { ...end, proof: 'keeper' });
+  }
+
+  /** The command could not be executed: no process ever held the values. */
+  notStarted(grantId: string): void {
+    const run = this.#runs.get(grantId);
+    if (run === undefined) return;
+    const emptyBootMs = Math.floor(this.#options.bootMs());
+    this.#close(run, { ...nothing, cause: 'not_started', emptyBootMs, proof: 'keeper' });
+  }
+
+  /** The connection closed without `ended`: the keeper died, or will come back. */
+  detached(grantId: string): void {
+    const run = this.#runs.get(grantId);
+    if (run === undefined) return;
+    run.keeper = undefined;
+    clearTimeout(run.watch);
+    run.watch = setTimeout(() => this.#keeperLost(run), this.#options.alive(run.keeperPid) ? keeperReturnMsMax : 0);
+  }
+
+  /** One revocation, from the link. Kills first; the record follows when the tree is empty. */
+  revoke(claims: RevocationClaims, heardBootMs: number, heardAt: Date): void {
+    for (const run of this.#runs.values()) {
+      if (run.revoked !== undefined || !hits(claims.target, run)) continue;
+      run.revoked = { claims, heardBootMs, heardAt };
+      this.#endIfRevoked(run);
+    }
+  }
+
+  /** Waits for what is being closed. Trees go on: the next agent adopts them. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    for (const run of this.#runs.values()) clearTimeout(run.watch);
+    await Promise.allSettled(this.#closing);
+  }
+
+  async #admit(ask: Ask, peer: Peer): Promise<Release> {
+    const { link: linkOf, spool, hostName, bootMs, newId } = this.#options;
+    const link = linkOf();
+    if (this.#runs.size >= runsPerHostMax) {
+      throw new CustodyError('agent_unavailable', `${this.#runs.size} runs are open on this host, the most it takes`);
+    }
+    await link.whenReady();
+    this.#denyByCopy(ask, peer, link);
+    const parent = this.#parentOf(ask, peer);
+    const askedBootMs = bootMs();
+    const runId = newId('r');
+    const granted = await link.requestGrant({
+      version: 1,
+      requestId: newId('q'),
+      runId,
+      uid: peer.uid,
+      gid: peer.gid,
+      pid: peer.pid,
+      command: [...ask.command],
+      cwd: ask.cwd,
+      ...(ask.reason === undefined ? {} : { reason: ask.reason }),
+      ...(ask.ttlMs === undefined ? {} : { ttlMs: ask.ttlMs }),
+      credentials: [...ask.wanted],
+      containment: ask.containment,
+      ...(parent === undefined ? {} : { parent }),
+    });
+    const { claims } = granted;
+    // Known to revocations from here on, before the values are opened.
+    const run = this.#register(ask, peer, claims, askedBootMs);
+    try {
+      const since = await link.standing(run, claims.epoch);
+      if (since !== undefined || this.#isRevoked(run)) throw revokedMeanwhile(since);
+      const environment = this.#open(granted.sealed, claims, ask);
+      const subject = localUser(hostName, peer.uid);
+      run.releasedSeq = await spool().append('released', releasedBody(run, claims, ask, peer, subject));
+      if (this.#isRevoked(run)) {
+        environment.forEach(([, value]) => value.fill(0));
+        this.#close(run, { ...nothing, cause: 'not_started', emptyBootMs: Math.floor(bootMs()), proof: 'keeper' });
+        throw revokedMeanwhile(undefined);
+      }
+      grantsReleased.add(1);
+      return {
+        grantId: run.grantId,
+        ceilingBootMs: run.ceilingBootMs,
+        graceMs: run.graceMs,
+        environment: [...ask.plain.map(([name, value]) => [name, Buffer.from(value)] as const), ...environment],
+        notes: granted.notes,
+        wipe: () => environment.forEach(([, value]) => value.fill(0)),
+      };
+    } catch (error) {
+      if (run.releasedSeq === Number.POSITIVE_INFINITY) this.#runs.delete(run.grantId);
+      throw error;
+    }
+  }
+
+  /** Read through a method: a revocation may have come during an await. */
+  #isRevoked(run: Run): boolean {
+    return run.revoked !== undefined;
+  }
+
+  /** A clear denial needs no network; a permission does: the control plane decides. */
+  #denyByCopy(ask: Ask, peer: Peer, link: Link): void {
+    const copy = link.policy;
+    if (copy === undefined) return;
+    const host = this.#options.hostName;
+    for (const { path } of ask.wanted) {
+      const request = { host, labels: copy.labels, uid: peer.uid, path, program: ask.command[0] ?? '', reason: ask.reason };
+      const decision = copy.engine.decide(request);
+      if (!decision.allow) throw deniedByPolicy(localUser(host, peer.uid), path, copy.revision, decision.policyIds);
+    }
+  }
+
+  #parentOf(ask: Ask, peer: Peer): { grantId: string; remainingMs: number } | undefined {
+    if (ask.parent === undefined) return undefined;
+    const parent = this.#runs.get(ask.parent);
+    if (parent === undefined || parent.uid !== peer.uid) {
+      throw new CustodyError('run_unacceptable', `the grant around this run, ${ask.parent}, is not open here`, {
+        next: 'a run inside a run needs the outer one to be alive; unset CUSTODY_GRANT if there is none',
+      });
+    }
+    return { grantId: parent.grantId, remainingMs: Math.max(0, Math.floor(parent.ceilingBootMs - this.#options.bootMs())) };
+  }
+
+  #register(ask: Ask, peer: Peer, claims: GrantClaims, askedBootMs: number): Run {
+    const parent = ask.parent === undefined ? undefined : this.#runs.get(ask.parent);
+    const { ceilingMs } = decideCeiling({
+      policyMs: claims.ceilingMs,
+      requestMs: ask.ttlMs,
+      parentMs: parent === undefined ? undefined : Math.max(0, parent.ceilingBootMs - askedBootMs),
+    });
+    const run: Run = {
+      grantId: claims.grantId,
+      runId: claims.runId,
+      uid: peer.uid,
+      keeperPid: peer.pid,
+      command: ask.command,
+      credentials: claims.credentials,
+      containment: claims.containment,
+      ceilingBootMs: Math.floor(askedBootMs + ceilingMs),
+      graceMs: claims.graceMs,
+      releasedSeq: Number.POSITIVE_INFINITY,
+      started: false,
+      root: undefined,
+      keeper: undefined,
+      revoked: undefined,
+      watch: undefined,
+      sweeping: false,
+    };
+    this.#runs.set(run.grantId, run);
+    return run;
+  }
+
+  #open(sealed: Uint8Array, claims: GrantClaims, ask: Ask): [string, Uint8Array][] {
+    const plaintext = this.#options.sealingKey.open(sealed);
+    try {
+      const values = decodeFields(plaintext);
+      return ask.wanted.map(({ name, path, field }) => {
+        const value = values.get(name);
+        if (value === undefined || !claims.credentials.some((each) => each.name === name && each.path === path)) {
+          throw new CustodyError('internal', `the control plane sent no value for ${name}`);
+        }
+        if (value.includes(0)) {
+          throw new CustodyError('run_unacceptable', `${path}/${field} holds a NUL byte: no environment variable can`, {
+            next: 'store it in another encoding, such as base64',
+          });
+        }
+        return [name, Uint8Array.from(value)];
+      });
+    } finally {
+      plaintext.fill(0);
+    }
+  }
+
+  #endIfRevoked(run: Run): void {
+    if (run.revoked === undefined) return;
+    // No grace: the values must be out of every process as soon as the kernel can do it.
+    if (run.keeper !== undefined) run.keeper.end('revoked', 0);
+    else if (run.releasedSeq !== Number.POSITIVE_INFINITY && run.started) void this.#sweep(run);
+  }
+
+  /** The keeper keeps the ceiling. Where it does not, stopped or stuck, the agent does. */
+  #watchCeiling(run: Run): void {
+    clearTimeout(run.watch);
+    const leftMs = run.ceilingBootMs + run.graceMs + keeperLagMsMax - this.#options.bootMs();
+    run.watch = setTimeout(
+      () => {
+        if (this.#options.bootMs() < run.ceilingBootMs) this.#watchCeiling(run);
+        else void this.#sweep(run);
+      },
+      Math.min(Math.max(leftMs, 0), 2 ** 31 - 1),
+    );
+  }
+
+  #keeperLost(run: Run): void {
+    if (run.keeper === undefined) void this.#sweep(run);
+  }
+
+  /** Empties the tree without its keeper, and closes the run on what was found. */
+  async #sweep(run: Run): Promise<void> {
+    if (run.sweeping) return;
+    run.sweeping = true;
+    try {
+      const startedBootMs = this.#options.bootMs();
+      const found = await this.#options.sweep(run.grantId);
+      if (!this.#runs.has(run.grantId)) return;
+      if (found.emptyBootMs === undefined) throw new Error(found.complaints[0] ?? 'processes are left');
+      const rows = found.processes.slice(0, processRowsMax).map(recorded);
+      this.#options.log.warn({ grantId: run.grantId, killed: found.processes.length }, 'emptied a tree without its keeper');
+      this.#close(run, {
+        cause: run.revoked === undefined ? 'lost' : 'revoked',
+        rootStatus: undefined,
+        signalledBootMs: startedBootMs,
+        emptyBootMs: found.emptyBootMs,
+        survivors: found.processes.length,
+        processes: found.processes.length,
+        rows,
+        proof: 'sweep',
+      });
+    } catch (error) {
+      this.#options.log.error({ err: error, grantId: run.grantId }, 'a tree could not be emptied; trying again');
+      run.watch = setTimeout(() => void this.#sweep(run), keeperReturnMsMax);
+    } finally {
+      run.sweeping = false;
+    }
+  }
+
+  #close(run: Run, end: Omit<Ended, 'cause'> & { cause: HostBody<'ended'>['cause']; proof: 'keeper' | 'sweep' }): void {
+    if (!this.#runs.delete(run.grantId)) return;
+    clearTimeout(run.watch);
+    const { grantId, runId, containment, revoked } = run;
+    this.#record('ended', {
+      grantId,
+      runId,
+      cause: end.cause,
+      ...(end.rootStatus === undefined ? {} : { rootStatus: end.rootStatus }),
+      emptyBootMs: Math.floor(end.emptyBootMs),
+      survivors: end.survivors,
+      processes: end.processes,
+      rows: [...end.rows],
+      proof: end.proof,
+      containment,
+    });
+    if (revoked === undefined) return;
+    const micros = (bootMs: number): number => Math.max(0, Math.round((bootMs - revoked.heardBootMs) * 1_000));
+    revokedToEmpty.record(end.emptyBootMs - revoked.heardBootMs);
+    this.#record('receipt', {
+      grantId,
+      runId,
+      epoch: revoked.claims.epoch,
+      outcome: end.cause === 'revoked' ? 'killed' : 'already_ended',
+      heardAt: revoked.heardAt.toISOString(),
+      ...(end.signalledBootMs === undefined ? {} : { signalledMicros: micros(end.signalledBootMs) }),
+      emptyMicros: micros(end.emptyBootMs),
+      survivors: end.survivors,
+      processes: end.processes,
+      containment,
+    });
+  }
+
+  #record<Kind extends 'started' | 'ended' | 'receipt'>(kind: Kind, body: HostBody<Kind>): void {
+    const written = this.#options
+      .spool()
+      .append(kind, body)
+      .then(
+        () => {},
+        (error: unknown) => this.#options.log.error({ err: error, kind }, 'an entry could not be put on record'),
+      )
+      .finally(() => this.#closing.delete(written));
+    this.#closing.add(written);
+  }
+
+  #recordRefusal(ask: Ask, peer: Peer, error: unknown): void {
+    if (this.#refusalsWaiting >= refusalRecordsMax) return;
+    this.#refusalsWaiting += 1;
+    const command = ask.command.join(' ').slice(0, 1_024);
+    this.#options
+      .spool()
+      .append('refused', { uid: peer.uid, pid: peer.pid, command, error: failureOf(error) })
+      .catch((cause: unknown) => this.#options.log.error({ err: cause }, 'a refusal could not be put on record'))
+      .finally(() => (this.#refusalsWaiting -= 1));
+  }
+}
+
+const nothing = { rootStatus: undefined, signalledBootMs: undefined, survivors: 0, processes: 0, rows: [] } as const;
+
+function releasedBody(run: Run, claims: GrantClaims, ask: Ask, peer: Peer, subject: string): HostBody<'released'> {
+  return {
+    grantId: run.grantId,
+    runId: run.runId,
+    uid: peer.uid,
+    pid: peer.pid,
+    subject,
+    command: [...ask.command],
+    cwd: ask.cwd,
+    credentials: [...claims.credentials],
+    ceilingMs: claims.ceilingMs,
+    ceilingBootMs: run.ceilingBootMs,
+    policyRevision: claims.policyRevision,
+    policyIds: [...claims.policyIds],
+    containment: claims.containment,
+    ...(claims.parent === undefined ? {} : { parent: claims.parent }),
+    ...(ask.reason === undefined ? {} : { reason: ask.reason }),
+  };
+}
+
+function revokedMeanwhile(claims: RevocationClaims | undefined): CustodyError {
+  const why = claims === undefined ? '' : `: ${claims.reason}`;
+  return new CustodyError('denied_by_policy', `the grant was revoked before it was released${why}`, {
+    next: 'nothing was released; ask who revoked it',
+  });
+}

@@ -1,0 +1,310 @@
+// Owns the host's ledger on disk: appends that are durable before they resolve, and what the control plane has yet to confirm.
+import { mkdir, open, readdir, readFile, rm, stat, truncate, type FileHandle } from 'node:fs/promises';
+import { join } from 'node:path';
+import { CustodyError } from '@custody/core/errors';
+import { ledgerBatchBytesMax, ledgerBatchEntriesMax, ledgerSegmentBytesMax, spoolBytesMax } from '@custody/core/limits';
+import { writeFileAtomic } from '@custody/crypto/keyfiles';
+import type { SigningKey } from '@custody/crypto/keys';
+import type { JsonObject } from '@custody/ledger/canonical';
+import { appendEntry, emptyHead, nextEpoch, type Head } from '@custody/ledger/chain';
+import { parseLine, type LedgerEntry } from '@custody/ledger/entry';
+import { verifyLedgerReceipt } from '@custody/ledger/receipts';
+import type { HostBody, HostKind } from '@custody/wire/ledger';
+
+const newline = 0x0a;
+const receiptFile = 'receipt';
+
+interface Segment {
+  readonly name: string;
+  readonly epoch: number;
+  readonly firstSeq: number;
+  bytes: number;
+}
+
+interface Waiting {
+  readonly epoch: number;
+  readonly seq: number;
+  readonly line: Uint8Array;
+  readonly done: PromiseWithResolvers<void>;
+}
+
+export interface SpoolOptions {
+  /** The folder, 0700. One agent at a time. */
+  readonly dir: string;
+  readonly hostId: string;
+  readonly signingKey: SigningKey;
+  /** Whose receipts free the spool. */
+  readonly controlPlaneKey: string;
+  readonly wallClock: () => Date;
+  readonly bootMs: () => number;
+}
+
+/** A place in the chain. */
+export type Place = Pick<Head, 'epoch' | 'seq'>;
+
+/** What the control plane has confirmed to hold: the head of its receipt. */
+export type Confirmed = Head;
+
+/**
+ * The append side orders entries when `append` is called and writes them in groups: one write and one
+ * fdatasync for all that wait. When a write fails the spool stays failed: nothing can be put on record,
+ * so nothing may be released (invariant 2).
+ *
+ * `#head` and `#waiting` belong to append; `#segments` to the writer; `#confirmed` to receipts.
+ */
+export class Spool implements AsyncDisposable {
+  readonly #options: SpoolOptions;
+  readonly #segments: Segment[];
+  #head: Head | undefined;
+  #confirmed: Confirmed;
+  #waiting: Waiting[] = [];
+  #writing: Promise<void> | undefined;
+  #file: FileHandle | undefined;
+  #failed: unknown;
+  #pinnedSeq: () => number = () => Number.POSITIVE_INFINITY;
+  #appended: () => void = () => {};
+
+  private constructor(options: SpoolOptions, segments: Segment[], head: Head | undefined, confirmed: Confirmed) {
+    this.#options = options;
+    this.#segments = segments;
+    this.#head = head;
+    this.#confirmed = confirmed;
+  }
+
+  /**
+   * Opens the folder, cuts a torn last line (a crash in mid-write: it was never acknowledged), and gives
+   * every entry still on disk to `replay`, in order.
+   */
+  static async open(options: SpoolOptions, replay: (entry: LedgerEntry) => void): Promise<Spool> {
+    await mkdir(options.dir, { recursive: true, mode: 0o700 });
+    const segments = await listSegments(options.dir);
+    const confirmed = await readConfirmed(options);
+    let head: Head | undefined;
+    for (const [index, segment] of segments.entries()) {
+      const path = join(options.dir, segment.name);
+      const bytes = await readFile(path);
+      const whole = bytes.lastIndexOf(newline) + 1;
+      if (whole < bytes.byteLength) {
+        if (index < segments.length - 1) throw damaged(path, 'its last line is torn but later segments exist');
+        await truncate(path, whole);
+        segment.bytes = whole;
+      }
+      for (const line of linesOf(bytes.subarray(0, whole))) {
+        const { entry, hash } = parseLine(line);
+        if (head !== undefined && entry.prev !== head.hash) throw damaged(path, `entry ${entry.seq} does not follow`);
+        head = { epoch: entry.epoch, seq: entry.seq, hash };
+        replay(entry);
+      }
+    }
+    // Entries were confirmed, but none is here: this host lost its ledger, and says so by a new chain epoch.
+    if (head === undefined && confirmed.seq > 0) head = nextEpoch({ ...confirmed });
+    return new Spool(options, segments, head, confirmed);
+  }
+
+  get head(): Head | undefined {
+    return this.#head;
+  }
+
+  get confirmed(): Confirmed {
+    return this.#confirmed;
+  }
+
+  get unconfirmed(): number {
+    if (this.#head === undefined) return 0;
+    return this.#head.epoch === this.#confirmed.epoch ? this.#head.seq - this.#confirmed.seq : this.#head.seq;
+  }
+
+  /** Called after each group is durable. One listener: the shipper. */
+  onAppended(listener: () => void): void {
+    this.#appended = listener;
+  }
+
+  /** Segments that hold entries from this sequence number on are kept, confirmed or not: open runs stand there. */
+  pinFrom(lowestSeq: () => number): void {
+    this.#pinnedSeq = lowestSeq;
+  }
+
+  /** Resolves with the entry's sequence number once it is on disk. Rejects with `unavailable` when it cannot be. */
+  append<Kind extends HostKind>(kind: Kind, body: HostBody<Kind>): Promise<number> {
+    const blocked = this.#blocked();
+    if (blocked !== undefined) return Promise.reject(blocked);
+    const { line, entry, head } = appendEntry(
+      this.#head,
+      {
+        host: this.#options.hostId,
+        at: this.#options.wallClock().toISOString(),
+        boot_ms: Math.floor(this.#options.bootMs()),
+        kind,
+        body: body as unknown as JsonObject,
+      },
+      this.#options.signingKey,
+    );
+    this.#head = head;
+    const done = Promise.withResolvers<void>();
+    this.#waiting.push({ epoch: entry.epoch, seq: entry.seq, line, done });
+    this.#writing ??= this.#write();
+    return done.promise.then(() => entry.seq);
+  }
+
+  /** The next lines after `after`, as stored, up to one batch; undefined where there are none. */
+  async read(after: Place): Promise<{ bytes: Uint8Array; through: Place } | undefined> {
+    const head = this.#head;
+    if (head === undefined || (head.epoch === after.epoch && head.seq <= after.seq)) return undefined;
+    const next = head.epoch === after.epoch ? after.seq + 1 : 1;
+    const segment = this.#segments.findLast((each) => each.epoch === head.epoch && each.firstSeq <= next);
+    if (segment === undefined) return undefined;
+    const bytes = (await readFile(join(this.#options.dir, segment.name))).subarray(0, segment.bytes);
+    const lines = linesOf(bytes);
+    const skip = next - segment.firstSeq;
+    const chosen: Uint8Array[] = [];
+    let size = 0;
+    for (const line of lines.slice(skip, skip + ledgerBatchEntriesMax)) {
+      size += line.byteLength + 1;
+      if (size > ledgerBatchBytesMax && chosen.length > 0) break;
+      chosen.push(line, Uint8Array.of(newline));
+    }
+    if (chosen.length === 0) return undefined;
+    return { bytes: Buffer.concat(chosen), through: { epoch: head.epoch, seq: next + chosen.length / 2 - 1 } };
+  }
+
+  /**
+   * Takes a signed receipt. Returns what it confirms; frees whole segments that it covers.
+   * Throws when the signature is not the control plane's or the chain it names is not ours.
+   */
+  async confirm(receipt: string): Promise<Confirmed> {
+    const claims = await verifyLedgerReceipt(this.#options.controlPlaneKey, receipt);
+    if (claims.host !== this.#options.hostId) throw new CustodyError('ledger_rejected', 'a receipt for another host');
+    const head = this.#head;
+    if (head !== undefined && claims.epoch === head.epoch && claims.seq === head.seq && claims.hash !== head.hash) {
+      throw new CustodyError('ledger_rejected', `the control plane holds another entry ${claims.seq} of this chain`, {
+        next: 'this host or its ledger was copied; enrol it again under a new name',
+      });
+    }
+    const newer = claims.epoch > this.#confirmed.epoch || claims.seq > this.#confirmed.seq;
+    if (newer && claims.epoch >= this.#confirmed.epoch) {
+      this.#confirmed = { epoch: claims.epoch, seq: claims.seq, hash: claims.hash };
+      await writeFileAtomic(join(this.#options.dir, receiptFile), new TextEncoder().encode(receipt), 0o600);
+      await this.#free();
+    }
+    return this.#confirmed;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#writing;
+    await this.#file?.close();
+    this.#file = undefined;
+  }
+
+  #blocked(): CustodyError | undefined {
+    if (this.#failed !== undefined) {
+      return new CustodyError('unavailable', 'the ledger of this host cannot be written', {
+        next: `look at the disk under ${this.#options.dir}, then start the agent again`,
+        cause: this.#failed,
+      });
+    }
+    const bytes = this.#segments.reduce((sum, segment) => sum + segment.bytes, 0);
+    if (bytes < spoolBytesMax) return undefined;
+    return new CustodyError('unavailable', `the ledger spool of this host is full (${bytes} bytes)`, {
+      next: 'it empties when the control plane can be reached',
+    });
+  }
+
+  async #write(): Promise<void> {
+    // Lets every append of this turn join the group.
+    await Promise.resolve();
+    while (this.#waiting.length > 0) {
+      const group = this.#waiting.splice(0);
+      try {
+        await this.#writeGroup(group);
+        for (const { done } of group) done.resolve();
+        this.#appended();
+      } catch (cause) {
+        this.#failed = cause;
+        const error = this.#blocked();
+        for (const { done } of [...group, ...this.#waiting.splice(0)]) done.reject(error);
+      }
+    }
+    this.#writing = undefined;
+  }
+
+  async #writeGroup(group: readonly Waiting[]): Promise<void> {
+    const [first] = group;
+    if (first === undefined) return;
+    const bytes = Buffer.concat(group.map(({ line }) => line));
+    let segment = this.#segments.at(-1);
+    if (segment === undefined || segment.epoch !== first.epoch || segment.bytes > ledgerSegmentBytesMax) {
+      segment = await this.#roll(first);
+    }
+    this.#file ??= await open(join(this.#options.dir, segment.name), 'a', 0o600);
+    await this.#file.appendFile(bytes);
+    await this.#file.datasync();
+    segment.bytes += bytes.byteLength;
+  }
+
+  async #roll({ epoch, seq: firstSeq }: Waiting): Promise<Segment> {
+    await this.#file?.close();
+    const name = segmentName(epoch, firstSeq);
+    const path = join(this.#options.dir, name);
+    this.#file = await open(path, 'ax', 0o600);
+    const folder = await open(this.#options.dir);
+    await folder.sync();
+    await folder.close();
+    const segment: Segment = { name, epoch, firstSeq, bytes: 0 };
+    this.#segments.push(segment);
+    return segment;
+  }
+
+  async #free(): Promise<void> {
+    const keepFrom = Math.min(this.#confirmed.seq + 1, this.#pinnedSeq());
+    while (this.#segments.length > 1) {
+      const [oldest, next] = this.#segments;
+      if (oldest === undefined || next === undefined || next.firstSeq > keepFrom) return;
+      await rm(join(this.#options.dir, oldest.name), { force: true });
+      this.#segments.shift();
+    }
+  }
+}
+
+function segmentName(epoch: number, firstSeq: number): string {
+  return `${String(epoch).padStart(6, '0')}-${String(firstSeq).padStart(12, '0')}.ledger`;
+}
+
+async function listSegments(dir: string): Promise<Segment[]> {
+  const names = (await readdir(dir)).filter((name) => /^\d{6}-\d{12}\.ledger$/.test(name)).toSorted();
+  return Promise.all(
+    names.map(async (name) => ({
+      name,
+      epoch: Number(name.slice(0, 6)),
+      firstSeq: Number(name.slice(7, 19)),
+      bytes: (await stat(join(dir, name))).size,
+    })),
+  );
+}
+
+async function readConfirmed(options: SpoolOptions): Promise<Confirmed> {
+  let receipt: string;
+  try {
+    receipt = await readFile(join(options.dir, receiptFile), 'utf8');
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return emptyHead;
+    throw error;
+  }
+  const { epoch, seq, hash } = await verifyLedgerReceipt(options.controlPlaneKey, receipt);
+  return { epoch, seq, hash };
+}
+
+function linesOf(bytes: Uint8Array): Uint8Array[] {
+  const lines: Uint8Array[] = [];
+  let start = 0;
+  for (let end = bytes.indexOf(newline, start); end >= 0; end = bytes.indexOf(newline, start)) {
+    lines.push(bytes.subarray(start, end));
+    start = end + 1;
+  }
+  return lines;
+}
+
+function damaged(path: string, why: string): CustodyError {
+  return new CustodyError('ledger_rejected', `the ledger ${path} is damaged: ${why}`, {
+    next: `custody ledger verify --file ${path} names the first bad entry; keep the file as evidence`,
+  });
+}

@@ -1,0 +1,139 @@
+// Owns how the agent's parts are put together, and in which order they come up and go down.
+import { randomBytes } from 'node:crypto';
+import { join } from 'node:path';
+import { connectBus } from '@custody/bus/nats-bus';
+import { Secret } from '@custody/core/secret';
+import { bootTimeMs } from '@custody/keeper/native';
+import { sweep } from '@custody/keeper/sweep';
+import { inboxPrefix } from '@custody/wire/subjects';
+import type { StartConfig } from './config.ts';
+import { Door } from './door.ts';
+import { loadIdentity, type Identity } from './identity.ts';
+import { Link } from './link.ts';
+import type { Log } from './log.ts';
+import { Runs } from './runs.ts';
+import { Shipper } from './shipping.ts';
+import { Spool } from './spool.ts';
+
+export const agentVersion = '0.1.0';
+
+export interface AgentDependencies {
+  readonly log: Log;
+  readonly wallClock: () => Date;
+}
+
+/**
+ * Starts the agent. It listens only once it is subscribed and its ledger is open; it serves grants only
+ * once it has caught up. Disposing stops serving and shipping; running trees go on under their keepers.
+ */
+export async function startAgent(config: StartConfig, { log, wallClock }: AgentDependencies): Promise<AsyncDisposable> {
+  const identity = await loadIdentity(config.dataDir);
+  await using stack = new AsyncDisposableStack();
+  const { hostId, controlPlaneKey } = identity;
+
+  const runs: Runs = new Runs({
+    hostName: identity.name,
+    sealingKey: identity.sealingKey,
+    link: () => link,
+    spool: () => spool,
+    sweep,
+    alive,
+    bootMs: bootTimeMs,
+    newId: (prefix) => `${prefix}_${randomBytes(12).toString('hex')}`,
+    log,
+  });
+  const spool = await Spool.open(
+    {
+      dir: join(config.dataDir, 'ledger'),
+      hostId,
+      signingKey: identity.signingKey,
+      controlPlaneKey,
+      wallClock,
+      bootMs: bootTimeMs,
+    },
+    (entry) => runs.replay(entry),
+  );
+  stack.use(spool);
+  spool.pinFrom(() => runs.lowestOpenSeq());
+  stack.use(runs);
+  await spool.append('agent_started', { version: agentVersion, openRuns: runs.open });
+
+  const link: Link = new Link({
+    hostId,
+    controlPlaneKey,
+    cursorFile: join(config.dataDir, 'revocation-cursor'),
+    bootMs: bootTimeMs,
+    wallClock,
+    log,
+    onRevocation: (claims, heardBootMs, heardAt) => runs.revoke(claims, heardBootMs, heardAt),
+  });
+  const stopping = new AbortController();
+  const joined = joinBus(identity, { link, spool, log }, stopping.signal);
+  stack.defer(async () => {
+    stopping.abort();
+    await (await joined)[Symbol.asyncDispose]();
+  });
+
+  runs.awaitKeepers();
+  stack.use(
+    await Door.open({
+      path: config.socketPath,
+      runs,
+      log,
+      status: () => [
+        ['host', identity.name],
+        ['host_id', hostId],
+        ['version', agentVersion],
+        ['link', link.state],
+        ['revocation_epoch', String(link.cursor)],
+        ['policy_revision', String(link.policy?.revision ?? 0)],
+        ['ledger_seq', String(spool.head?.seq ?? 0)],
+        ['ledger_unconfirmed', String(spool.unconfirmed)],
+        ...runs.describe().map((run) => ['run', JSON.stringify(run)] as const),
+      ],
+    }),
+  );
+  log.info({ host: identity.name, hostId, socket: config.socketPath, openRuns: runs.open }, 'agent is up');
+  return stack.move();
+}
+
+/**
+ * Joins the bus in the background, for as long as it takes: without it open runs are still watched and
+ * questions answered, only no grant is given.
+ */
+async function joinBus(
+  identity: Identity,
+  { link, spool, log }: { link: Link; spool: Spool; log: Log },
+  signal: AbortSignal,
+): Promise<AsyncDisposable> {
+  await using stack = new AsyncDisposableStack();
+  try {
+    const bus = await connectBus({
+      servers: identity.busServers,
+      jwt: identity.busJwt,
+      seed: Secret.fromUtf8(identity.busSeed),
+      inboxPrefix: inboxPrefix(identity.hostId),
+      name: `custody-agent-${identity.name}`,
+      waitOnFirstConnect: true,
+      signal,
+    });
+    stack.use(bus);
+    const shipper = new Shipper({ bus, spool, hostId: identity.hostId, log });
+    stack.use(shipper);
+    await shipper.start();
+    stack.use(link);
+    await link.start(bus, () => shipper.nudge());
+  } catch (error) {
+    if (!signal.aborted) log.error({ err: error }, 'the bus could not be joined: this host must be enrolled again, or its ban lifted');
+  }
+  return stack.move();
+}
+
+function alive(pid: number): boolean {
+  try {
+    process.kill(pid, 0);
+    return true;
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code === 'EPERM';
+  }
+}

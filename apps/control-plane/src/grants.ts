@@ -1,0 +1,257 @@
+// Owns the decision on a run: policy, ceiling, values sealed to the host, and the record of it.
+import { deniedByPolicy, localUser } from '@custody/core/cedar';
+import { CustodyError } from '@custody/core/errors';
+import { decideCeiling } from '@custody/core/grant';
+import { ceilingMsDefault, graceMsDefault, keeperLagMsMax } from '@custody/core/limits';
+import { freshnessDefault, type Freshness } from '@custody/core/policy';
+import { encodeFields } from '@custody/crypto/payload';
+import { sealTo } from '@custody/crypto/seal';
+import type { Database } from '@custody/store/database';
+import * as store from '@custody/store/grants';
+import type { HostRow } from '@custody/store/hosts';
+import { counter, traced } from '@custody/telemetry/telemetry';
+import { hostKinds } from '@custody/wire/ledger';
+import { failureOf, type GrantAnswer, type GrantClaims, type GrantRequest } from '@custody/wire/messages';
+import type { GrantView, ReplyOf } from '@custody/wire/http';
+import type { Held } from '@custody/wire/schema';
+import type { Authority } from './authority.ts';
+import type { Policies } from './policies.ts';
+import type { Secrets } from './secrets.ts';
+
+export interface GrantsOptions {
+  readonly db: Database;
+  readonly authority: Authority;
+  readonly policies: Policies;
+  readonly secrets: Secrets;
+  readonly now: () => Date;
+  readonly newId: (prefix: string) => string;
+}
+
+const grantsIssued = counter('custody.grants', 'grants issued');
+const grantsDenied = counter('custody.denials', 'grant requests refused, by code');
+
+/** After its ceiling a grant counts as expired once the keeper and the agent behind it have had their time. */
+const expirySlackMs = graceMsDefault + keeperLagMsMax;
+
+interface Obliged {
+  readonly ceilingMs: number;
+  readonly freshness: Freshness;
+  readonly policyIds: readonly string[];
+}
+
+export class Grants {
+  readonly #options: GrantsOptions;
+
+  constructor(options: GrantsOptions) {
+    this.#options = options;
+  }
+
+  /** Decides a host's request. Throws the refusal, after putting it on record. */
+  async decide(host: HostRow, request: GrantRequest): Promise<Extract<GrantAnswer, { ok: true }>> {
+    const { db, authority, now } = this.#options;
+    const subject = localUser(host.name, request.uid);
+    try {
+      const answer = await this.#decide(host, request, subject);
+      grantsIssued.add(1);
+      return answer;
+    } catch (error) {
+      if (!(error instanceof CustodyError)) throw error;
+      grantsDenied.add(1, { code: error.code });
+      const command = request.command.join(' ').slice(0, 1_024);
+      const body = { hostId: host.id, subject, command, error: failureOf(error) };
+      await store.recordDenial(db, authority.author, authority.entry('denied', now(), body));
+      throw error;
+    }
+  }
+
+  async list(activeOnly: boolean): Promise<GrantView[]> {
+    const now = this.#options.now();
+    const rows = await store.listGrants(this.#options.db, activeOnly ? { now, slackMs: expirySlackMs } : undefined);
+    return rows.map((row) => grantView(row, now));
+  }
+
+  async get(grantId: string): Promise<ReplyOf<'grant.get'>> {
+    const row = await this.story(grantId);
+    return { ...grantView(row, this.#options.now()), jws: row.jws };
+  }
+
+  async story(grantId: string): Promise<store.GrantStory> {
+    const row = await store.grantStory(this.#options.db, grantId);
+    if (row !== undefined) return row;
+    throw new CustodyError('not_found', `there is no grant ${grantId}`, { next: 'custody grant list shows them' });
+  }
+
+  countActive(): Promise<number> {
+    return store.countActiveGrants(this.#options.db, this.#options.now(), expirySlackMs);
+  }
+
+  async #decide(host: HostRow, request: GrantRequest, subject: string): Promise<Extract<GrantAnswer, { ok: true }>> {
+    const { db, authority, now, newId, policies } = this.#options;
+    const { revision, engine } = await policies.inForce();
+    const obliged = this.#obligations(host, request, subject, revision, engine);
+    if (request.parent !== undefined) await this.#requireNarrower(host, request, request.parent.grantId);
+    const { ceilingMs, note } = decideCeiling({
+      policyMs: obliged.ceilingMs,
+      requestMs: request.ttlMs,
+      parentMs: request.parent?.remainingMs,
+    });
+    const { credentials, sealed } = await this.#collect(host, request);
+    const grantId = newId('g');
+    const grantedAt = now();
+    const { runId, requestId, containment, uid, pid, command, cwd, reason } = request;
+    const grant = await traced('store.issue_grant', { attributes: { 'db.system.name': 'postgresql' } }, () =>
+      store.issueGrant(db, authority.author, request.parent?.grantId, async (epoch) => {
+        const claims: GrantClaims = {
+          grantId,
+          requestId,
+          runId,
+          hostId: host.id,
+          subject,
+          credentials,
+          ceilingMs,
+          graceMs: graceMsDefault,
+          freshness: obliged.freshness,
+          policyRevision: revision,
+          policyIds: [...obliged.policyIds],
+          containment,
+          ...(request.parent === undefined ? {} : { parent: request.parent.grantId }),
+          epoch,
+          grantedAt: grantedAt.toISOString(),
+        };
+        const { policyIds, freshness } = claims;
+        const record = { grantId, runId, hostId: host.id, subject, credentials, ceilingMs, policyRevision: revision, policyIds, epoch };
+        return {
+          grant: {
+            ...{ id: grantId, runId, hostId: host.id, uid, pid, subject, command, cwd, reason, credentials },
+            ...{ policyRevision: revision, policyIds, ceilingMs, freshness, containment, epoch, grantedAt },
+            parentGrant: request.parent?.grantId,
+            jws: await authority.signGrant(claims),
+          },
+          entry: authority.entry('granted', grantedAt, record),
+        };
+      }),
+    );
+    return { ok: true, grant: grant.jws, sealed, notes: note === undefined ? [] : [note] };
+  }
+
+  /** Every credential must be permitted; the most restrictive obligation over all of them holds. */
+  #obligations(
+    host: HostRow,
+    request: GrantRequest,
+    subject: string,
+    revision: number,
+    engine: Awaited<ReturnType<Policies['inForce']>>['engine'],
+  ): Obliged {
+    // A run without credentials holds nothing; its tree is still contained and its ceiling kept.
+    let obliged: Obliged = { ceilingMs: ceilingMsDefault, freshness: freshnessDefault, policyIds: [] };
+    for (const [index, { path }] of request.credentials.entries()) {
+      const { uid, reason } = request;
+      const program = request.command[0] ?? '';
+      const decision = engine.decide({ host: host.name, labels: host.labels, uid, path, program, reason });
+      if (!decision.allow) throw deniedByPolicy(subject, path, revision, decision.policyIds);
+      const { ceilingMs, freshness } = decision.obligations;
+      obliged =
+        index === 0
+          ? { ceilingMs, freshness, policyIds: decision.policyIds }
+          : {
+              ceilingMs: Math.min(obliged.ceilingMs, ceilingMs),
+              freshness: tighter(obliged.freshness, freshness),
+              policyIds: [...new Set([...obliged.policyIds, ...decision.policyIds])],
+            };
+    }
+    return obliged;
+  }
+
+  /** Invariant 5: what a run inside a run holds, the outer one holds. */
+  async #requireNarrower(host: HostRow, request: GrantRequest, parentId: string): Promise<void> {
+    const parent = await this.story(parentId);
+    if (parent.hostId !== host.id || parent.ended !== undefined) {
+      throw new CustodyError('run_unacceptable', `the grant around this run, ${parentId}, is not open on this host`, {
+        next: 'a run inside a run needs the outer one to be alive',
+      });
+    }
+    const extra = request.credentials.find(
+      ({ path, field }) => !parent.credentials.some((held) => held.path === path && held.field === field),
+    );
+    if (extra === undefined) return;
+    throw new CustodyError('run_unacceptable', `the run around this one does not hold ${extra.path}/${extra.field}`, {
+      next: 'a run inside a run can only narrow: give it to the outer run too, or start this one outside',
+    });
+  }
+
+  /** Opens each value just long enough to seal it to the host. */
+  async #collect(host: HostRow, request: GrantRequest): Promise<{ credentials: Held[]; sealed: string }> {
+    const values = new Map<string, Uint8Array>();
+    try {
+      const credentials: Held[] = [];
+      for (const { name, path, field } of request.credentials) {
+        const { version, value } = await this.#options.secrets.field(path, field);
+        values.set(name, value);
+        credentials.push({ name, path, field, version });
+      }
+      const payload = encodeFields(values);
+      const sealed = Buffer.from(sealTo(host.sealingKey, payload)).toString('base64');
+      payload.fill(0);
+      return { credentials, sealed };
+    } finally {
+      for (const value of values.values()) value.fill(0);
+    }
+  }
+}
+
+function tighter(a: Freshness, b: Freshness): Freshness {
+  if (a.kind === 'best_effort') return b;
+  return b.kind === 'best_effort' || a.ms <= b.ms ? a : b;
+}
+
+/** When the ceiling of a grant has passed for certain, by the control plane's clock. */
+export function boundOf(grant: Pick<store.GrantRow, 'grantedAt' | 'ceilingMs'>): Date {
+  return new Date(grant.grantedAt.getTime() + grant.ceilingMs + expirySlackMs);
+}
+
+function grantView(row: store.GrantStory, now: Date): GrantView {
+  const started = hostKinds.started.safeParse(row.started).data;
+  const ended = hostKinds.ended.safeParse(row.ended).data;
+  const state = (): GrantView['state'] => {
+    if (ended !== undefined) return 'ended';
+    if (boundOf(row) < now) return 'expired';
+    return row.released === undefined ? 'granted' : 'running';
+  };
+  return {
+    grantId: row.id,
+    runId: row.runId,
+    host: row.host,
+    subject: row.subject,
+    uid: row.uid,
+    pid: row.pid,
+    command: [...row.command],
+    cwd: row.cwd,
+    ...(row.reason === undefined ? {} : { reason: row.reason }),
+    credentials: row.credentials.map((each) => ({ ...each })),
+    policyRevision: row.policyRevision,
+    policyIds: [...row.policyIds],
+    freshness: row.freshness,
+    containment: row.containment as GrantView['containment'],
+    ...(row.parentGrant === undefined ? {} : { parent: row.parentGrant }),
+    epoch: row.epoch,
+    grantedAt: row.grantedAt.toISOString(),
+    ceilingMs: row.ceilingMs,
+    ceilingAt: new Date(row.grantedAt.getTime() + row.ceilingMs).toISOString(),
+    state: state(),
+    ...(row.released === undefined ? {} : { released: row.released.toISOString() }),
+    ...(started === undefined ? {} : { root: { pid: started.pid, startTicks: started.startTicks } }),
+    ...(ended === undefined || row.endedAt === undefined
+      ? {}
+      : {
+          ended: {
+            at: row.endedAt.toISOString(),
+            cause: ended.cause,
+            ...(ended.rootStatus === undefined ? {} : { rootStatus: ended.rootStatus }),
+            survivors: ended.survivors,
+            processes: ended.processes,
+            proof: ended.proof,
+            rows: ended.rows,
+          },
+        }),
+  };
+}

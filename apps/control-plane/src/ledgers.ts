@@ -1,0 +1,206 @@
+// Owns the central ledger at the control plane: what hosts ship is checked, kept and confirmed; questions are answered.
+import type { Bus, DurableMessage } from '@custody/bus/bus';
+import { CustodyError } from '@custody/core/errors';
+import { ledgerBatchBytesMax, ledgerBatchEntriesMax, listRowsMax } from '@custody/core/limits';
+import { toBase64url } from '@custody/crypto/base64url';
+import { parseLine } from '@custody/ledger/entry';
+import { verifyChain } from '@custody/ledger/verify';
+import type { Database } from '@custody/store/database';
+import { hostById, listHosts } from '@custody/store/hosts';
+import * as store from '@custody/store/ledger';
+import { transaction } from '@custody/store/database';
+import { counter, histogram, traced } from '@custody/telemetry/telemetry';
+import type { LedgerAuthorView, LedgerLine, PossessionRow } from '@custody/wire/http';
+import { hostKinds } from '@custody/wire/ledger';
+import { encodeJson } from '@custody/wire/schema';
+import { anyHostUp, hostDown, hostOf, ledgerStream } from '@custody/wire/subjects';
+import { toRow, type Authority } from './authority.ts';
+import type { Log } from './log.ts';
+import type { News } from './news.ts';
+
+export interface LedgersOptions {
+  readonly db: Database;
+  readonly authority: Authority;
+  readonly news: News;
+  readonly now: () => Date;
+  readonly log: Log;
+}
+
+const redeliveryMs = 1_000;
+const entriesIngested = counter('custody.ledger.entries', 'ledger entries ingested');
+const ingestLag = histogram('custody.ledger.ingest_lag', 'from writing on the host to commit, by the two wall clocks', 'ms');
+
+export class Ledgers {
+  readonly #options: LedgersOptions;
+
+  constructor(options: LedgersOptions) {
+    this.#options = options;
+  }
+
+  /** Takes what hosts ship, one batch of a host at a time. */
+  async consume(bus: Bus): Promise<AsyncDisposable> {
+    await bus.ensureStream({
+      name: ledgerStream,
+      subjects: [anyHostUp('ledger')],
+      retention: 'workqueue',
+      maxBytes: 1_073_741_824,
+      maxMessages: 1_000_000,
+    });
+    return bus.consume(ledgerStream, 'control-plane', (message) => this.#take(bus, message), { maxAckPending: 16 });
+  }
+
+  async #take(bus: Bus, message: DurableMessage): Promise<void> {
+    const { log } = this.#options;
+    const hostId = hostOf(message.subject);
+    try {
+      const head = await traced('ledger.ingest', { parent: message.headers }, () => this.#ingest(hostId, message.data));
+      // The receipt follows the commit; should it be lost, the host sends again and gets it again.
+      if (hostId !== undefined && head !== undefined) {
+        const receipt = await this.#options.authority.signReceipt({
+          host: hostId,
+          ...head,
+          at: this.#options.now().toISOString(),
+        });
+        bus.publish(hostDown(hostId, 'ledger'), encodeJson({ receipt }));
+      }
+      message.ack();
+    } catch (error) {
+      if (error instanceof CustodyError && error.code === 'ledger_rejected') {
+        log.error({ err: error, hostId }, 'a ledger batch was refused');
+        message.ack();
+        return;
+      }
+      log.warn({ err: error, hostId }, 'a ledger batch could not be kept; it comes again');
+      message.nak(redeliveryMs);
+    }
+  }
+
+  /** Returns the head now held, for the receipt; undefined where nothing of that host is held. */
+  async #ingest(hostId: string | undefined, data: Uint8Array): Promise<store.ChainHead | undefined> {
+    const { db, now, news, log } = this.#options;
+    const host = hostId === undefined ? undefined : await hostById(db, hostId);
+    if (host === undefined) throw new CustodyError('ledger_rejected', `no host ${hostId} is enrolled`);
+    const rows = await checkBatch(host.id, host.signingKey, data);
+    const result = await store.ingestLedger(db, rows, now());
+    switch (result.outcome) {
+      case 'held':
+        entriesIngested.add(result.added);
+        for (const row of rows) ingestLag.record(Math.max(0, now().getTime() - row.at.getTime()));
+        if (result.added > 0) news.announce();
+        return result.head;
+      case 'gap':
+        log.warn({ host: host.name, held: result.head?.seq ?? 0, offered: rows[0]?.seq }, 'a ledger has a gap; asking for the rest');
+        return result.head;
+      case 'fork':
+        await this.#recordFork(host.id, result);
+        log.error({ host: host.name, seq: result.seq }, 'a host signed two different entries for one place');
+        return result.head;
+    }
+  }
+
+  async #recordFork(hostId: string, fork: Extract<store.Ingested, { outcome: 'fork' }>): Promise<void> {
+    const { db, authority, now } = this.#options;
+    const { seq, held, offered, head } = fork;
+    const entry = authority.entry('ledger_forked', now(), { hostId, chainEpoch: head.epoch, seq, held, offered });
+    await transaction(db, (tx) => store.appendOwn(tx, authority.author, entry), { operation: 'record fork' });
+  }
+
+  /** Puts a fact about the control plane itself on record. */
+  async recordStart(version: string): Promise<void> {
+    const { db, authority, now } = this.#options;
+    const entry = authority.entry('control_plane_started', now(), { version });
+    await transaction(db, (tx) => store.appendOwn(tx, authority.author, entry), { operation: 'record start' });
+  }
+
+  async authors(): Promise<LedgerAuthorView[]> {
+    const { db, authority } = this.#options;
+    const [rows, hosts] = await Promise.all([store.ledgerAuthors(db), listHosts(db)]);
+    const known = new Map(hosts.map((host) => [host.id, host]));
+    return rows.flatMap((row) => {
+      const host = known.get(row.author);
+      if (row.author === authority.author) return [{ ...row, name: row.author, publicKey: authority.publicKey }];
+      return host === undefined ? [] : [{ ...row, name: host.name, publicKey: host.signingKey }];
+    });
+  }
+
+  async lines(asked: {
+    author?: string | undefined;
+    epoch?: number | undefined;
+    afterSeq?: number | undefined;
+    after?: number | undefined;
+    last?: boolean | undefined;
+    waitMs?: number | undefined;
+  }): Promise<LedgerLine[]> {
+    const { db, news } = this.#options;
+    const { author, epoch, afterSeq = 0, after = 0, last = false, waitMs = 0 } = asked;
+    const read = (): Promise<store.LineRow[]> =>
+      author !== undefined && epoch !== undefined
+        ? store.chainLines(db, author, epoch, afterSeq, listRowsMax)
+        : store.recentLines(db, { author, after, last }, last ? 50 : listRowsMax);
+    using heard = news.listen();
+    let rows = await read();
+    if (rows.length === 0 && waitMs > 0) {
+      await heard.next(waitMs);
+      rows = await read();
+    }
+    const names = new Map((await this.authors()).map((each) => [each.author, each.name]));
+    return rows.map((row) => ({
+      ordinal: row.ordinal,
+      author: row.author,
+      name: names.get(row.author) ?? row.author,
+      ingestedAt: row.ingestedAt.toISOString(),
+      line: `${Buffer.from(row.bytes).toString('utf8')} ${toBase64url(row.signature)}`,
+    }));
+  }
+
+  /** One row a credential a run held: who, where, in which tree, from when to when. */
+  async possession(path: string, from: Date | undefined, to: Date | undefined): Promise<PossessionRow[]> {
+    const facts = await store.possession(this.#options.db, path, from, to);
+    return facts.flatMap((fact) => {
+      const released = hostKinds.released.parse(fact.released);
+      const ended = hostKinds.ended.safeParse(fact.ended).data;
+      const started = hostKinds.started.safeParse(fact.started).data;
+      return released.credentials
+        .filter((held) => held.path === path)
+        .map((held) => ({
+          ...held,
+          host: fact.host,
+          subject: released.subject,
+          uid: released.uid,
+          grantId: released.grantId,
+          runId: released.runId,
+          command: released.command,
+          from: fact.from.toISOString(),
+          ...(fact.to === undefined ? {} : { to: fact.to.toISOString() }),
+          ...(ended === undefined ? {} : { cause: ended.cause }),
+          ...(started === undefined ? {} : { rootPid: started.pid }),
+          survivors: (ended?.rows ?? []).filter((row) => row.pid !== started?.pid),
+          entry: { epoch: fact.epoch, seq: fact.seq },
+        }));
+    });
+  }
+}
+
+/** Lines as a host sent them: consecutive, linked, signed by that host's key. Throws `ledger_rejected`. */
+async function checkBatch(hostId: string, publicKey: string, data: Uint8Array): Promise<store.LedgerRow[]> {
+  const refuse = (why: string): CustodyError => new CustodyError('ledger_rejected', `a ledger batch of ${hostId}: ${why}`);
+  if (data.byteLength > ledgerBatchBytesMax * 2) throw refuse('too large');
+  const text = Buffer.from(data);
+  if (text.at(-1) !== 0x0a) throw refuse('it does not end with a line feed');
+  const lines = text.subarray(0, -1).toString('utf8').split('\n');
+  if (lines.length > ledgerBatchEntriesMax) throw refuse(`${lines.length} entries`);
+  let parsed;
+  try {
+    parsed = lines.map((line) => parseLine(line));
+  } catch (cause) {
+    throw new CustodyError('ledger_rejected', `a ledger batch of ${hostId} does not parse`, { cause });
+  }
+  const [first] = parsed;
+  if (first === undefined) throw refuse('empty');
+  const { epoch, seq, prev } = first.entry;
+  const from = { epoch, seq: seq - 1, hash: prev };
+  const verdict = await verifyChain(lines, { host: hostId, publicKey, from });
+  if (!verdict.ok) throw refuse(`entry ${verdict.seq}: ${verdict.problem}: ${verdict.detail}`);
+  if (parsed.some((line) => line.entry.epoch !== epoch)) throw refuse('two chain epochs in one batch');
+  return parsed.map(toRow);
+}

@@ -1,0 +1,194 @@
+// Owns grants: issued in one transaction with their record, and read together with what the host said of them.
+import { CustodyError } from '@custody/core/errors';
+import { listRowsMax } from '@custody/core/limits';
+import { transaction, type Database, type Transaction } from './database.ts';
+import { appendOwn, type NextEntry } from './ledger.ts';
+
+/** Grants share it, revocations hold it alone: so each grant stands before or after each revocation. */
+const revocationOrderLock = 7_221_001;
+
+export interface GrantRow {
+  readonly id: string;
+  readonly runId: string;
+  readonly hostId: string;
+  readonly uid: number;
+  readonly pid: number;
+  readonly subject: string;
+  readonly command: readonly string[];
+  readonly cwd: string;
+  readonly reason: string | undefined;
+  readonly credentials: readonly { name: string; path: string; field: string; version: number }[];
+  readonly policyRevision: number;
+  readonly policyIds: readonly string[];
+  readonly ceilingMs: number;
+  readonly freshness: { kind: 'strict'; ms: number } | { kind: 'best_effort' };
+  readonly containment: string;
+  readonly parentGrant: string | undefined;
+  readonly epoch: number;
+  readonly grantedAt: Date;
+  readonly jws: string;
+}
+
+export async function lockRevocationOrder(tx: Transaction, how: 'shared' | 'alone'): Promise<void> {
+  if (how === 'shared') await tx.$executeRaw`SELECT pg_advisory_xact_lock_shared(${revocationOrderLock}::bigint)`;
+  else await tx.$executeRaw`SELECT pg_advisory_xact_lock(${revocationOrderLock}::bigint)`;
+}
+
+/** What a grant is made of that only the transaction knows. */
+export interface GrantMade {
+  readonly grant: GrantRow;
+  readonly entry: NextEntry;
+}
+
+/**
+ * Writes grant and ledger entry in one transaction. `make` gets the revocation epoch at the decision and
+ * must be pure but for signing: it may be called again.
+ */
+export function issueGrant(
+  db: Database,
+  author: string,
+  parentGrant: string | undefined,
+  make: (epoch: number) => Promise<GrantMade>,
+): Promise<GrantRow> {
+  return transaction(
+    db,
+    async (tx) => {
+      await lockRevocationOrder(tx, 'shared');
+      const newest = await tx.revocation.findFirst({ orderBy: { epoch: 'desc' }, select: { epoch: true } });
+      if (parentGrant !== undefined) await requireStanding(tx, parentGrant);
+      const { grant, entry } = await make(Number(newest?.epoch ?? 0n));
+      const { reason, parentGrant: parent, epoch, credentials, freshness, command, policyIds, ...rest } = grant;
+      await tx.grant.create({
+        data: {
+          ...rest,
+          command: [...command],
+          policyIds: [...policyIds],
+          reason: reason ?? null,
+          parentGrant: parent ?? null,
+          epoch: BigInt(epoch),
+          credentials: credentials.map((each) => ({ ...each })),
+          paths: [...new Set(credentials.map((each) => each.path))],
+          freshness: { ...freshness },
+        },
+      });
+      await appendOwn(tx, author, entry);
+      return grant;
+    },
+    { operation: 'issue grant' },
+  );
+}
+
+async function requireStanding(tx: Transaction, grantId: string): Promise<void> {
+  const revoked = await tx.revocation.findFirst({ where: { targetKind: 'grant', target: grantId } });
+  if (revoked !== null) {
+    throw new CustodyError('run_unacceptable', `the grant around this run, ${grantId}, was revoked`, {
+      next: 'a run inside a revoked run cannot begin',
+    });
+  }
+}
+
+/** Puts a denial on record. */
+export function recordDenial(db: Database, author: string, entry: NextEntry): Promise<void> {
+  return transaction(db, (tx) => appendOwn(tx, author, entry), { operation: 'record denial' });
+}
+
+/** A grant and what its host put on record about it. */
+export interface GrantStory extends GrantRow {
+  readonly host: string;
+  readonly released: Date | undefined;
+  readonly started: unknown;
+  readonly ended: unknown;
+  readonly endedAt: Date | undefined;
+}
+
+interface StoryRecord {
+  id: string;
+  run_id: string;
+  host_id: string;
+  host: string;
+  uid: number;
+  pid: number;
+  subject: string;
+  command: string[];
+  cwd: string;
+  reason: string | null;
+  credentials: GrantRow['credentials'];
+  policy_revision: number;
+  policy_ids: string[];
+  ceiling_ms: number;
+  freshness: GrantRow['freshness'];
+  containment: string;
+  parent_grant: string | null;
+  epoch: string;
+  granted_at: Date;
+  jws: string;
+  released_at: Date | null;
+  started: unknown;
+  ended: unknown;
+  ended_at: Date | null;
+}
+
+const storySql = `
+  SELECT g.*, h.name AS host, r.at AS released_at, s.body AS started, e.body AS ended, e.at AS ended_at
+    FROM grants g
+    JOIN hosts h ON h.id = g.host_id
+    LEFT JOIN ledger_entries r ON r.grant_id = g.id AND r.kind = 'released' AND r.author = g.host_id
+    LEFT JOIN ledger_entries s ON s.grant_id = g.id AND s.kind = 'started' AND s.author = g.host_id
+    LEFT JOIN ledger_entries e ON e.grant_id = g.id AND e.kind = 'ended' AND e.author = g.host_id`;
+
+export async function grantStory(db: Database, id: string): Promise<GrantStory | undefined> {
+  const { rows } = await db.pool.query<StoryRecord>(`${storySql} WHERE g.id = $1`, [id]);
+  return rows.map(toStory)[0];
+}
+
+/** Newest first. `active`: not known to have ended, and not past ceiling plus `slackMs`. */
+export async function listGrants(db: Database, active: { now: Date; slackMs: number } | undefined): Promise<GrantStory[]> {
+  const { rows } = await db.pool.query<StoryRecord>(
+    `${storySql}
+      WHERE $1::timestamptz IS NULL
+         OR (e.author IS NULL AND g.granted_at + make_interval(secs => (g.ceiling_ms + $2) / 1000.0) > $1)
+      ORDER BY g.granted_at DESC, g.id LIMIT $3`,
+    [active?.now ?? null, active?.slackMs ?? 0, listRowsMax],
+  );
+  return rows.map(toStory);
+}
+
+export async function countActiveGrants(db: Database, now: Date, slackMs: number): Promise<number> {
+  const { rows } = await db.pool.query<{ count: string }>(
+    `SELECT count(*) FROM grants g
+      WHERE g.granted_at + make_interval(secs => (g.ceiling_ms + $2) / 1000.0) > $1
+        AND NOT EXISTS (SELECT 1 FROM ledger_entries e
+                         WHERE e.grant_id = g.id AND e.kind = 'ended' AND e.author = g.host_id)`,
+    [now, slackMs],
+  );
+  return Number(rows[0]?.count ?? 0);
+}
+
+function toStory(row: StoryRecord): GrantStory {
+  return {
+    id: row.id,
+    runId: row.run_id,
+    hostId: row.host_id,
+    host: row.host,
+    uid: row.uid,
+    pid: row.pid,
+    subject: row.subject,
+    command: row.command,
+    cwd: row.cwd,
+    reason: row.reason ?? undefined,
+    credentials: row.credentials,
+    policyRevision: row.policy_revision,
+    policyIds: row.policy_ids,
+    ceilingMs: row.ceiling_ms,
+    freshness: row.freshness,
+    containment: row.containment,
+    parentGrant: row.parent_grant ?? undefined,
+    epoch: Number(row.epoch),
+    grantedAt: row.granted_at,
+    jws: row.jws,
+    released: row.released_at ?? undefined,
+    started: row.started ?? undefined,
+    ended: row.ended ?? undefined,
+    endedAt: row.ended_at ?? undefined,
+  };
+}
