@@ -37,8 +37,8 @@ export interface FrameToSend {
 
 const namePattern = /^[a-z_]{1,32}$/;
 
-function isVerb(text: string): text is Verb {
-  return (verbs as readonly string[]).includes(text);
+function isVerb(word: string): word is Verb {
+  return (verbs as readonly string[]).includes(word);
 }
 
 function bytesOf(key: string, value: Uint8Array | string | number): Uint8Array {
@@ -101,9 +101,11 @@ function isName(bytes: Buffer): boolean {
   return bytes.every((byte) => (byte >= 0x61 && byte <= 0x7a) || byte === 0x5f);
 }
 
+function violation(code: KeeperErrorCode, what: string): KeeperError {
+  return new KeeperError(code, `frame breaks the keeper protocol: ${what}`);
+}
+
 function parsePayload(payload: Buffer): Frame {
-  const violation = (code: KeeperErrorCode, what: string) =>
-    new KeeperError(code, `frame breaks the keeper protocol: ${what}`);
   const verbEnd = payload.indexOf(0);
   if (verbEnd < 0) throw violation('frame_grammar', 'the verb does not end');
   if (!isName(payload.subarray(0, verbEnd))) throw violation('frame_verb', 'the verb is not a name');
@@ -114,14 +116,14 @@ function parsePayload(payload: Buffer): Frame {
     if (fields.length === fieldsMax) throw violation('frame_fields', `more than ${fieldsMax} fields`);
     const end = payload.indexOf(0, at);
     if (end < 0) throw violation('frame_grammar', 'a field does not end');
-    const field = payload.subarray(at, end);
-    const equals = field.indexOf(0x3d);
+    const entry = payload.subarray(at, end);
+    const equals = entry.indexOf(0x3d);
     if (equals < 0) throw violation('frame_grammar', 'a field without "="');
-    if (!isName(field.subarray(0, equals))) throw violation('frame_key', 'a key is not a name');
-    const value = field.subarray(equals + 1);
+    if (!isName(entry.subarray(0, equals))) throw violation('frame_key', 'a key is not a name');
+    const value = entry.subarray(equals + 1);
     if (value.length > valueBytesMax)
       throw violation('frame_value', `a value of more than ${valueBytesMax} bytes`);
-    fields.push([field.toString('latin1', 0, equals), value]);
+    fields.push([entry.toString('latin1', 0, equals), value]);
     at = end + 1;
   }
   return { verb, fields };
@@ -169,7 +171,7 @@ export class FrameReader {
       if (first.length < headBytes) first = this.#join();
       const length = first.readUInt32BE(0);
       if (length < 1 || length > payloadBytesMax) {
-        throw new KeeperError('frame_length', 'frame breaks the keeper protocol: its length is out of range');
+        throw violation('frame_length', 'its length is out of range');
       }
       const frameBytes = headBytes + length;
       if (this.#bytes < frameBytes) break;
@@ -227,8 +229,8 @@ const numberPattern = /^(?:0|[1-9][0-9]{0,15})$/;
 
 function numberOf(key: string, value: Buffer): number {
   const digits = value.toString('latin1');
-  const number = numberPattern.test(digits) ? Number(digits) : NaN;
-  if (Number.isSafeInteger(number)) return number;
+  const parsed = numberPattern.test(digits) ? Number(digits) : NaN;
+  if (Number.isSafeInteger(parsed)) return parsed;
   throw new KeeperError('field_number', `${key} is not a number of the keeper protocol`);
 }
 
@@ -264,20 +266,22 @@ export interface ProcRow {
 
 const rowPattern =
   /^([1-9][0-9]{0,9}) (0|[1-9][0-9]{0,9}) (0|[1-9][0-9]{0,19}) (exit|signal|killed):([0-9]{1,3}) (.*)$/s;
+const isKind = (word: string | undefined): word is ProcEnd['kind'] =>
+  word === 'exit' || word === 'signal' || word === 'killed';
 const endPattern = /^(exit|signal):(0|[1-9][0-9]{0,2})$/;
 
 /** @throws KeeperError `proc_row`. */
 export function parseProcRow(value: Uint8Array): ProcRow {
   const parts = rowPattern.exec(lossyTextOf(value));
   const [, pid, ppid, startTicks, kind, ending, name] = parts ?? [];
-  if (startTicks === undefined || name === undefined) {
+  if (startTicks === undefined || name === undefined || !isKind(kind)) {
     throw new KeeperError('proc_row', 'a process row is not `pid ppid start_ticks how name`');
   }
   return {
     pid: Number(pid),
     ppid: Number(ppid),
     startTicks,
-    how: { kind: kind as ProcEnd['kind'], number: Number(ending) },
+    how: { kind, number: Number(ending) },
     name,
   };
 }
@@ -285,6 +289,6 @@ export function parseProcRow(value: Uint8Array): ProcRow {
 /** A `root_status`. @throws KeeperError `proc_row`. */
 export function parseRootStatus(status: string): ProcEnd {
   const [, kind, ending] = endPattern.exec(status) ?? [];
-  if (kind === undefined) throw new KeeperError('proc_row', 'a root status is not exit:N or signal:N');
-  return { kind: kind as ProcEnd['kind'], number: Number(ending) };
+  if (!isKind(kind)) throw new KeeperError('proc_row', 'a root status is not exit:N or signal:N');
+  return { kind, number: Number(ending) };
 }

@@ -51,7 +51,7 @@ export class Link {
     const reader = new FrameReader();
     this.closed = new Promise((resolve) => socket.once('close', resolve));
     socket.on('error', () => {}); // a keeper that exits with our frame unread resets the connection
-    socket.on('data', (chunk) => {
+    socket.on('data', (chunk: Buffer) => {
       for (const frame of reader.push(chunk)) this.#frames.put(frame);
     });
     socket.on('close', () => this.#frames.close(new Error('the keeper closed the connection')));
@@ -189,7 +189,9 @@ export class Keeper implements AsyncDisposable {
 
   /** Everything that the run wrote, once both pipes have closed. */
   async output(): Promise<string> {
-    await Promise.all([this.exit, this.child.stdout?.readableEnded || once(this.child.stdout!, 'end')]);
+    await this.exit;
+    const { stdout } = this.child;
+    if (stdout !== null && !stdout.readableEnded) await once(stdout, 'end');
     return this.#stdout;
   }
 

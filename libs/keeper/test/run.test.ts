@@ -137,7 +137,7 @@ describe.each(builds)('a run ($name)', ({ name, keeper: program }) => {
       stdio: ['ignore', 'pipe', 'pipe'],
       encoding: 'utf8',
     }).stdout;
-    const numbers = (text: string) => text.slice(0, text.indexOf('total'));
+    const numbers = (said: string) => said.slice(0, said.indexOf('total'));
     expect(numbers(output)).toBe(numbers(bare));
     expect(output).not.toMatch(/signalfd|anon_inode/);
   });
