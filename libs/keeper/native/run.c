@@ -31,6 +31,8 @@ static char grant[GRANT_BYTES_MAX + 1];
 static int64_t ceiling_boot_ms;
 static int64_t grace_ms;
 
+static int64_t silent_boot_ms; /* until when the agent may be silent before it has answered */
+
 static struct process root;
 static bool root_gone, root_stopped;
 static struct row root_end; /* how and how_number */
@@ -245,6 +247,7 @@ static int hear_answer(void) {
     if (!frame_is(&frame, "note")) return broke_protocol("an unexpected word before the grant");
     say_lines(&frame, "", false);
     link_drop(&frame);
+    silent_boot_ms = boot_ms() + ANSWER_MS_MAX;
   }
   return 0;
 }
@@ -260,9 +263,9 @@ static int before_start(int signal) {
 }
 
 static int ask(void) {
-  int64_t until_boot_ms = boot_ms() + ANSWER_MS_MAX;
-  alarm_at(until_boot_ms);
+  silent_boot_ms = boot_ms() + ANSWER_MS_MAX;
   for (;;) {
+    alarm_at(silent_boot_ms);
     struct pollfd ready[2] = {{.fd = signals, .events = POLLIN}, {.fd = link_fd(), .events = POLLIN}};
     poll(ready, 2, -1);
     struct signalfd_siginfo info;
@@ -272,7 +275,7 @@ static int ask(void) {
     }
     int code = ready[1].revents != 0 ? hear_answer() : 0;
     if (code != 0) return code;
-    if (boot_ms() < until_boot_ms) continue;
+    if (boot_ms() < silent_boot_ms) continue;
     say("no answer from the agent at %s in %d s; `custody agent status` shows why", link_path(),
         ANSWER_MS_MAX / 1000);
     return EXIT_CUSTODY;

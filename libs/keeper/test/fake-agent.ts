@@ -140,7 +140,6 @@ export interface KeeperStart {
   flags?: readonly string[];
   command: readonly string[];
   env?: Record<string, string | undefined>;
-  stdin?: 'pipe' | 'ignore';
 }
 
 /** A `custody-keeper run` under test. Disposing kills it, and only it, where it still runs. */
