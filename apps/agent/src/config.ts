@@ -23,7 +23,15 @@ export interface EnrollConfig {
 type Environment = Readonly<Record<string, string | undefined>>;
 
 /** Every CUSTODY_* variable that any program of Custody reads; any other is a typing error and fatal. */
-const known = ['CUSTODY_API', 'CUSTODY_TOKEN', 'CUSTODY_SOCKET', 'CUSTODY_GRANT', 'CUSTODY_DATA', 'CUSTODY_LOG'];
+const known = [
+  'CUSTODY_API',
+  'CUSTODY_TOKEN',
+  'CUSTODY_SOCKET',
+  'CUSTODY_GRANT',
+  'CUSTODY_DATA',
+  'CUSTODY_LOG',
+  'CUSTODY_JOIN_TOKEN',
+];
 const logLevels = ['debug', 'info', 'warn', 'error', 'silent'];
 
 /** Throws `bad_request` with the one line to show. */
@@ -33,9 +41,10 @@ export function readConfig(argv: readonly string[], environment: Environment): S
   const { values, positionals } = parse(argv);
   const dataDir = values.data ?? environment['CUSTODY_DATA'] ?? defaultDataDir(environment);
   if (positionals[0] === 'enroll') {
-    const { url, token, name } = values;
+    const { url, name } = values;
+    const token = values.token ?? environment['CUSTODY_JOIN_TOKEN'];
     if (url === undefined) throw usage('agent enroll needs --url, the address of the control plane');
-    if (token === undefined) throw usage('agent enroll needs --token, from custody host token create');
+    if (token === undefined) throw usage('agent enroll needs --token or CUSTODY_JOIN_TOKEN, from custody host token create');
     if (!URL.canParse(url)) throw usage(`--url: ${quote(url)} is not an address`);
     if (name !== undefined && !isHostName(name)) throw usage(`--name: ${quote(name)} is not a host name`);
     return { verb: 'enroll', dataDir, url, token, name };
