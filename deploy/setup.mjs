@@ -6,6 +6,7 @@ import * as fs from 'node:fs';
 import * as path from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { fileURLToPath, pathToFileURL } from 'node:url';
+import { stripVTControlCharacters } from 'node:util';
 
 const root = path.resolve(path.dirname(fileURLToPath(import.meta.url)), '..');
 const cache = path.join(root, '.cache', 'setup');
@@ -105,23 +106,33 @@ async function npm(args, cwd, log) {
     npm_config_fetch_retry_mintimeout: '1000',
     npm_config_fetch_retry_maxtimeout: '5000',
   };
-  await run('npm', [...args, ...flags], { cwd, log, env: { ...outsideEnv(), ...settings, ...quiet } }).catch(
-    (error) => {
-      const words = error.output ?? '';
-      const code =
-        /\b(ENOTFOUND|EAI_AGAIN|ECONNREFUSED|ECONNRESET|ETIMEDOUT|EHOSTUNREACH|ENETUNREACH)\b/.exec(
-          words,
-        )?.[1];
-      if (code !== undefined) {
-        throw new SetupError(
-          `npm cannot reach its registry (${code}); connect to the network or point npm at a registry you can reach (npm config set registry <url>), then try again`,
-        );
-      }
-      if (error.code === 'ENOENT')
-        throw new SetupError('npm is not on PATH; install it (it comes with Node)');
-      throw error;
-    },
-  );
+  const env = { ...outsideEnv(), ...settings, ...quiet };
+  const offline = (await registryAnswers(env)) ? [] : ['--offline'];
+  try {
+    await run('npm', [...args, ...flags, ...offline], { cwd, log, env });
+  } catch (error) {
+    const lost = networkCodes.exec(error.output ?? '')?.[1];
+    if (offline.length > 0 || lost !== undefined) {
+      throw new SetupError(
+        `npm cannot reach its registry${lost === undefined ? '' : ` (${lost})`}; connect to the network or point npm at a registry you can reach (npm config set registry <url>), then try again`,
+      );
+    }
+    throw error;
+  }
+}
+
+const networkCodes = /\b(ENOTFOUND|EAI_AGAIN|ECONNREFUSED|ECONNRESET|ETIMEDOUT|EHOSTUNREACH|ENETUNREACH)\b/;
+
+/** Asked once and briefly: an install asks for hundreds of things, and retries each. Without an answer, its cache may do. */
+async function registryAnswers(env) {
+  const probe = ['view', 'node', 'version', '--fetch-retries=0', '--fetch-timeout=15000', '--loglevel=error'];
+  try {
+    await run('npm', probe, { cwd: root, log: 'npm-probe', env });
+    return true;
+  } catch (error) {
+    if (error.code === 'ENOENT') throw new SetupError('npm is not on PATH; install it (it comes with Node)');
+    return !networkCodes.test(error.output ?? '');
+  }
 }
 
 /** Nothing here downloads an engine, asks for updates or reports usage. */
@@ -304,7 +315,7 @@ async function run(program, args, { cwd, env, log }) {
     if (result === 0) return;
     const words = readText(file) ?? '';
     const error = new SetupError(
-      `${path.basename(program)} ${args[0]} ended with ${result}; the end of ${file}:\n${tail(words)}`,
+      `${path.basename(program)} ${args[0]} ended with ${result}; from ${file}:\n${tail(words)}`,
     );
     error.output = words;
     throw error;
@@ -323,12 +334,14 @@ function withResolvers() {
 }
 
 function tail(words) {
-  const lines = words
+  const lines = stripVTControlCharacters(words)
     .trim()
     .split('\n')
     .filter((line) => !line.includes('A complete log of this run'));
-  return lines
-    .slice(-logLinesShown)
+  // A compiler's line says more than those that say that the compiler failed.
+  const compiler = lines.filter((line) => /error TS\d+|\berror:/.test(line));
+  const errors = compiler.length > 0 ? compiler : lines.filter((line) => /\berror\b/i.test(line));
+  return (errors.length > 0 ? errors.slice(0, logLinesShown) : lines.slice(-logLinesShown))
     .map((line) => `  ${line}`)
     .join('\n');
 }
