@@ -22,7 +22,8 @@ export const ackWaitMsDefault = 30_000;
 export const handlerNakMs = 1_000;
 /** Messages fetched ahead of the handler. */
 export const fetchMessagesMax = 64;
-export const duplicateWindowMsDefault = 120_000;
+/** Message ids are not used; the server insists on a window. */
+export const duplicateWindowMs = 100;
 /** How long one fetch may wait for a message at the server. */
 export const fetchExpiresMs = 10_000;
 /** How much later than that the consumer gives the fetch up and asks again. */

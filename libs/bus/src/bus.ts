@@ -30,12 +30,12 @@ export type StreamConfig = {
   /** At either bound the stream refuses new messages; it never drops old ones. */
   readonly maxBytes: number;
   readonly maxMessages: number;
-  /** Two messages with one `id` within this window are stored once. */
-  readonly duplicateWindowMs?: number;
+  /** At this many messages of one subject it refuses more of that subject: no host fills it for the others. */
+  readonly maxMessagesPerSubject?: number;
 };
 
-/** Where JetStream stored a message; `duplicate` when its `id` was there before. */
-export type Stored = { readonly stream: string; readonly seq: number; readonly duplicate: boolean };
+/** Where JetStream stored a message. */
+export type Stored = { readonly stream: string; readonly seq: number };
 
 export type DurableMessage = Message & {
   /** How often it was delivered, this time included. */
@@ -82,11 +82,15 @@ export interface Bus extends AsyncDisposable {
   /** Makes the stream or brings it to this configuration. Rejects with `stream`, `refused`, `unreachable`. */
   ensureStream(config: StreamConfig): Promise<void>;
 
-  /** Publishes to a stream's subject and awaits the stream's word. Rejects as `request` does, and with `stream`. */
+  /**
+   * Publishes to a stream's subject and awaits the stream's word. Rejects as `request` does, and with `stream`.
+   * There is no message id: JetStream keeps one set of ids for all subjects of a stream, and a host that
+   * uses another's id first would have the other's message dropped.
+   */
   publishDurable(
     subject: string,
     data: Uint8Array,
-    options: { readonly timeoutMs: number; readonly id?: string; readonly headers?: Headers },
+    options: { readonly timeoutMs: number; readonly headers?: Headers },
   ): Promise<Stored>;
 
   /**

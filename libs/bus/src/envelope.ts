@@ -12,11 +12,9 @@ export const markHeader = 'Custody-Bus';
 export const markValue = '1';
 /** On a reply that is an error: `busy`, `failed` or `too_large`. */
 export const errorHeader = 'Custody-Error';
-/** JetStream's deduplication key. */
-export const messageIdHeader = 'Nats-Msg-Id';
 
 const hostRoot = anyHostUp('grant').split('*', 1)[0] ?? '';
-const ownHeaders = new Set([markHeader, errorHeader, messageIdHeader]);
+const ownHeaders = new Set([markHeader, errorHeader]);
 const headerNamePattern = /^[A-Za-z0-9-]{1,64}$/;
 const headerValuePattern = /^[\x21-\x7e](?:[\x20-\x7e]{0,1022}[\x21-\x7e])?$/;
 const tokenPattern = /^[^\s.*>\p{Cc}]+$/u;
@@ -47,7 +45,12 @@ export function sealHeaders(
 ): Record<string, string> {
   const all: Record<string, string> = subject.startsWith('$') ? {} : { [markHeader]: markValue };
   for (const [name, value] of Object.entries(headers ?? {})) {
-    if (ownHeaders.has(name) || !headerNamePattern.test(name) || !headerValuePattern.test(value)) {
+    if (
+      name.startsWith('Nats-') ||
+      ownHeaders.has(name) ||
+      !headerNamePattern.test(name) ||
+      !headerValuePattern.test(value)
+    ) {
       throw new BusError('bad_subject', `send to ${subject}: header ${JSON.stringify(name)} cannot be sent`);
     }
     all[name] = value;
@@ -121,7 +124,7 @@ export function asReply(answer: Uint8Array | Reply): Reply {
 /** What JetStream answered to a publish. Throws `stream` when it would not store, `failed` when it is no answer. */
 export function readStored(subject: string, data: Uint8Array): Stored {
   const answer = parse(data);
-  const { error, stream, seq, duplicate } = answer;
+  const { error, stream, seq } = answer;
   if (typeof error === 'object' && error !== null && 'description' in error) {
     throw new BusError('stream', `publish to ${subject}: the stream said: ${String(error.description)}`);
   }
@@ -131,7 +134,7 @@ export function readStored(subject: string, data: Uint8Array): Stored {
       `publish to ${subject}: the answer is no stream's; check that a stream stores it`,
     );
   }
-  return { stream, seq, duplicate: duplicate === true };
+  return { stream, seq };
 }
 
 function parse(data: Uint8Array): Record<string, unknown> {

@@ -22,7 +22,6 @@ import {
   errorHeader,
   isMarked,
   mayAnswer,
-  messageIdHeader,
   openHeaders,
   openReply,
   readStored,
@@ -54,7 +53,7 @@ type Interest = {
 
 type Kept = { readonly seq: number; readonly wire: Wire; deliveries: number; out: boolean; done: boolean };
 
-type Stream = { config: StreamConfig; lastSeq: number; kept: Kept[]; ids: Map<string, number> };
+type Stream = { config: StreamConfig; lastSeq: number; kept: Kept[] };
 
 type Taker = {
   readonly stream: string;
@@ -141,7 +140,7 @@ class Broker {
   ensureStream(config: StreamConfig): void {
     const stream = this.#streams.get(config.name);
     if (stream === undefined) {
-      this.#streams.set(config.name, { config, lastSeq: 0, kept: [], ids: new Map() });
+      this.#streams.set(config.name, { config, lastSeq: 0, kept: [] });
     } else {
       stream.config = config;
     }
@@ -191,16 +190,16 @@ class Broker {
   }
 
   #keep(stream: Stream, wire: Wire): object {
-    const { name, maxBytes, maxMessages } = stream.config;
-    const id = wire.headers[messageIdHeader];
-    const seen = id === undefined ? undefined : stream.ids.get(id);
-    if (seen !== undefined) return { stream: name, seq: seen, duplicate: true };
+    const { name, maxBytes, maxMessages, maxMessagesPerSubject = Infinity } = stream.config;
     const bytes = stream.kept.reduce((sum, kept) => sum + kept.wire.data.byteLength, wire.data.byteLength);
     if (stream.kept.length >= maxMessages)
       return { error: { code: 503, description: 'maximum messages exceeded' } };
     if (bytes > maxBytes) return { error: { code: 503, description: 'maximum bytes exceeded' } };
+    const same = stream.kept.filter((kept) => kept.wire.subject === wire.subject);
+    if (same.length >= maxMessagesPerSubject) {
+      return { error: { code: 503, description: 'maximum messages per subject exceeded' } };
+    }
     stream.lastSeq += 1;
-    if (id !== undefined) stream.ids.set(id, stream.lastSeq);
     stream.kept.push({ seq: stream.lastSeq, wire, deliveries: 0, out: false, done: false });
     return { stream: name, seq: stream.lastSeq };
   }
@@ -317,16 +316,10 @@ class FakeBus implements Bus {
   async publishDurable(
     subject: string,
     data: Uint8Array,
-    options: { readonly timeoutMs: number; readonly id?: string; readonly headers?: Headers },
+    options: { readonly timeoutMs: number; readonly headers?: Headers },
   ): Promise<Stored> {
     checkSubject(subject);
-    const own: Headers = options.id === undefined ? {} : { [messageIdHeader]: options.id };
-    const wire = await this.#ask(
-      subject,
-      data,
-      sealHeaders(subject, options.headers, own),
-      options.timeoutMs,
-    );
+    const wire = await this.#ask(subject, data, sealHeaders(subject, options.headers), options.timeoutMs);
     return readStored(subject, wire.data);
   }
 

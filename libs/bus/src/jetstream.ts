@@ -10,7 +10,7 @@ import {
   StorageType,
 } from '@nats-io/jetstream';
 import { nanos, type MsgHdrs, type NatsConnection } from '@nats-io/transport-node';
-import { ackWaitMsDefault, duplicateWindowMsDefault } from './bounds.ts';
+import { ackWaitMsDefault, duplicateWindowMs } from './bounds.ts';
 import type { DurableMessage, StreamConfig } from './bus.ts';
 
 const streamNotFound = 10_059;
@@ -32,7 +32,9 @@ export async function ensureStream(nc: NatsConnection, config: StreamConfig): Pr
     max_msgs: config.maxMessages,
     max_msg_size: busMessageBytesMax,
     discard: DiscardPolicy.New,
-    duplicate_window: nanos(config.duplicateWindowMs ?? duplicateWindowMsDefault),
+    max_msgs_per_subject: config.maxMessagesPerSubject ?? -1,
+    discard_new_per_subject: config.maxMessagesPerSubject !== undefined,
+    duplicate_window: nanos(duplicateWindowMs),
     // A publisher chooses where JetStream's acknowledgement goes, `$JS.API` included, and could so delete or
     // purge by it. Neither is ever done here.
     deny_delete: true,

@@ -47,7 +47,6 @@ import {
   errorHeader,
   isMarked,
   mayAnswer,
-  messageIdHeader,
   openHeaders,
   openReply,
   readStored,
@@ -275,16 +274,10 @@ class NatsBus implements Bus {
   async publishDurable(
     subject: string,
     data: Uint8Array,
-    options: { readonly timeoutMs: number; readonly id?: string; readonly headers?: Headers },
+    options: { readonly timeoutMs: number; readonly headers?: Headers },
   ): Promise<Stored> {
     checkSubject(subject);
-    const own: Headers = options.id === undefined ? {} : { [messageIdHeader]: options.id };
-    const reply = await this.#ask(
-      subject,
-      data,
-      sealHeaders(subject, options.headers, own),
-      options.timeoutMs,
-    );
+    const reply = await this.#ask(subject, data, sealHeaders(subject, options.headers), options.timeoutMs);
     return readStored(subject, reply.data);
   }
 

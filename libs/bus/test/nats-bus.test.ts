@@ -287,6 +287,23 @@ describe('nats bus and its server', () => {
       expect(await taken.take(2)).toEqual(['mine', 'of beta']);
     });
 
+    test.each(['all', 'sub'])('a host cannot roll the stream up (%s) with a header', async (scope) => {
+      const control = await server.control();
+      await control.ensureStream(ledger);
+      const { bus: honest } = await server.host('beta');
+      await honest.publishDurable(hostUp('beta', 'ledger'), bytes('of beta'), { timeoutMs });
+      await using raw = await rawHost(server, 'alpha');
+      raw.marked.set('Nats-Rollup', scope);
+      raw.nc.publish(hostUp('alpha', 'ledger'), bytes('mine'), { headers: raw.marked });
+      await raw.nc.flush();
+      await honest.publishDurable(hostUp('beta', 'ledger'), bytes('later'), { timeoutMs });
+      const taken = new Heard();
+      await control.consume('CUSTODY_LEDGER', 'ingest', async (message) => taken.hear(message), {
+        maxAckPending: 8,
+      });
+      expect(await taken.take(2)).toEqual(['of beta', 'later']);
+    });
+
     test.each(['PURGE', 'DELETE', 'MSG.DELETE'])(
       'a JetStream acknowledgement sent to its own API does not %s the stream',
       async (verb) => {

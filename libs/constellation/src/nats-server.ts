@@ -48,7 +48,7 @@ export interface NatsServer extends AsyncDisposable {
 export async function startNatsServer(options: NatsServerOptions): Promise<NatsServer> {
   const host = options.host ?? '127.0.0.1';
   const files = await prepare(options, host);
-  let port = options.port;
+  let port = 0;
   const child = await startChild({
     command: options.binary,
     args: ['--config', files.config, '--pid', files.pid],
@@ -56,8 +56,9 @@ export async function startNatsServer(options: NatsServerOptions): Promise<NatsS
     cwd: options.dataDir,
     logFile: files.log,
     ...user(options),
+    // The ports file is this server's own word that it listens; another may hold the port and greet.
     ready: async () => {
-      if (port === 0) port = (await pickedPort(files.ports)) ?? 0;
+      port = (await listeningPort(files.ports)) ?? 0;
       return port !== 0 && (await greets(host, port));
     },
   });
@@ -175,8 +176,8 @@ function user(options: NatsServerOptions): { uid?: number; gid?: number } {
   return options.uid === undefined ? {} : { uid: options.uid, gid: options.gid ?? options.uid };
 }
 
-/** The port that nats-server wrote to its ports file, once it has. */
-async function pickedPort(portsDir: string): Promise<number | undefined> {
+/** The port that nats-server wrote to its ports file, once it listens. */
+async function listeningPort(portsDir: string): Promise<number | undefined> {
   for (const name of await readdir(portsDir)) {
     const found = /"nats:\/\/[^"]*:(\d+)"/.exec(await readFile(join(portsDir, name), 'utf8'));
     if (found?.[1] !== undefined) return Number(found[1]);
