@@ -2,7 +2,7 @@
 import { PrismaPg } from '@prisma/adapter-pg';
 import { setTimeout as delay } from 'node:timers/promises';
 import pg from 'pg';
-import { StoreError, storeCodeOf, toStoreError } from './errors.ts';
+import { lastParagraph, StoreError, storeCodeOf, toStoreError } from './errors.ts';
 import { PrismaClient, type Prisma } from './generated/client.ts';
 
 const connectTimeoutMs = 5_000;
@@ -61,7 +61,7 @@ export async function openDatabase(options: DatabaseOptions): Promise<Database> 
   }
   const prisma = new PrismaClient({
     adapter: new PrismaPg(pool),
-    // The longer formats print the arguments of the failed call.
+    // Without colours and source lines, for logs.
     errorFormat: 'minimal',
     log: [
       { emit: 'event', level: 'warn' },
@@ -69,8 +69,8 @@ export async function openDatabase(options: DatabaseOptions): Promise<Database> 
     ],
     transactionOptions: { maxWait: connectTimeoutMs, timeout: transactionTimeoutMs },
   });
-  prisma.$on('warn', (event) => log('warn', event.message));
-  prisma.$on('error', (event) => log('error', event.message));
+  prisma.$on('warn', (event) => log('warn', lastParagraph(event.message)));
+  prisma.$on('error', (event) => log('error', lastParagraph(event.message)));
   return {
     prisma,
     pool,

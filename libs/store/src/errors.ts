@@ -67,6 +67,7 @@ const messages: Record<StoreErrorCode, string> = {
 const codes: Readonly<Record<string, StoreErrorCode>> = {
   '23505': 'conflict',
   '23P01': 'conflict',
+  '42P04': 'conflict',
   '23': 'constraint',
   '40001': 'serialization',
   '40P01': 'serialization',
@@ -159,7 +160,32 @@ export function toStoreError(operation: string, error: unknown): unknown {
   const code = storeCodeOf(error);
   if (code === undefined) return error;
   const constraint = constraintOf(error);
-  return new StoreError(code, `${operation}: ${messages[code]}`, { cause: error, constraint });
+  return new StoreError(code, `${operation}: ${messages[code]}`, {
+    cause: withoutArguments(error),
+    constraint,
+  });
+}
+
+/**
+ * Prisma's message about a call it refuses quotes the whole call, values and all, in every error format. Its last
+ * paragraph says what was wrong, by name.
+ */
+export function lastParagraph(message: string): string {
+  return (
+    message
+      .trim()
+      .split(/\n\s*\n/)
+      .at(-1) ?? ''
+  );
+}
+
+function withoutArguments(error: unknown): unknown {
+  if (!(error instanceof Error) || error.name !== 'PrismaClientValidationError') return error;
+  const safe = new Error(lastParagraph(error.message));
+  safe.name = error.name;
+  const frames = (error.stack ?? '').split('\n').filter((line) => /^ {4}at /.test(line));
+  safe.stack = [`${safe.name}: ${safe.message}`, ...frames].join('\n');
+  return safe;
 }
 
 type Fields = Readonly<Record<string, unknown>>;

@@ -2,6 +2,7 @@
 import { withDatabase } from '@custody/testkit/database';
 import { expect, test } from 'vitest';
 import { openDatabase, sqlTransaction, transaction, type Transaction } from '../src/database.ts';
+import { createDatabase } from '../src/databases.ts';
 import { StoreError } from '../src/errors.ts';
 
 const t = withDatabase();
@@ -60,7 +61,7 @@ test('bytes, times, arrays, JSON and 64-bit numbers come back as they were writt
     ceilingMs: 1_000,
     grantedAt: at,
     containment: 'cgroup',
-    strictness: { strict: true },
+    freshness: { kind: 'best_effort' },
     parentGrant: null,
     epoch: 9_007_199_254_740_993n,
     jws: 'x',
@@ -223,6 +224,22 @@ test('opening says at once whether the server is absent or refuses', async () =>
   await expect(openDatabase({ connectionString: missing.href, poolMax: 1 })).rejects.toMatchObject({
     code: 'access_denied',
   });
+});
+
+test('a call that Prisma refuses is internal, and its message holds none of its arguments', async () => {
+  const create = t.database.prisma.meta.create as (args: unknown) => Promise<unknown>;
+  const error: unknown = await transaction(t.database, () =>
+    create({ data: { key: 'row-value', value: 1, unknown: 'row-value' } }),
+  ).catch((thrown: unknown) => thrown);
+  expect(error).toMatchObject({ code: 'internal' });
+  const cause = (error as StoreError).cause as Error;
+  expect(cause.message).toContain('Unknown argument `unknown`');
+  expect(`${cause.message}${cause.stack}`).not.toContain('row-value');
+});
+
+test('making a database that exists is a conflict', async () => {
+  const name = new URL(t.url).pathname.slice(1);
+  await expect(createDatabase({ connectionString: t.url, name })).rejects.toMatchObject({ code: 'conflict' });
 });
 
 test('the unsent rows of the outbox are found by their own index', async () => {
