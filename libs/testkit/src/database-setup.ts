@@ -26,24 +26,27 @@ declare module 'vitest' {
 }
 
 export async function startTestServer(): Promise<TestServer & AsyncDisposable> {
+  await using undo = new AsyncDisposableStack();
   const scratch = fs.mkdtempSync(path.join(os.tmpdir(), 'custody-test-postgres-'));
+  undo.defer(() => fs.rmSync(scratch, { recursive: true, force: true }));
   fs.chmodSync(scratch, 0o711);
   const server = await startPostgres({
     dataDir: path.join(scratch, 'data'),
     logFile: path.join(scratch, 'postgres.log'),
     durable: false,
   });
+  undo.defer(async () => {
+    await server.stop();
+    fs.rmSync(server.dataDir, { recursive: true, force: true });
+  });
   const template = 'custody_template';
   await createDatabase({ connectionString: server.connectionString, name: template });
   await migrate({ connectionString: server.url(template), migrationsDir });
+  const owned = undo.move();
   return {
     connectionString: server.connectionString,
     template,
-    [Symbol.asyncDispose]: async () => {
-      await server.stop();
-      fs.rmSync(server.dataDir, { recursive: true, force: true });
-      fs.rmSync(scratch, { recursive: true, force: true });
-    },
+    [Symbol.asyncDispose]: () => owned.disposeAsync(),
   };
 }
 
