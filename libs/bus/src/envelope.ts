@@ -8,8 +8,8 @@ import { BusError } from './errors.ts';
  * On every message of a Custody program. JetStream sends its own acknowledgements to whatever reply subject
  * a publisher names, another host's subjects included; they carry no such header, and are dropped by it.
  */
-export const markHeader = 'Custody-Bus';
-export const markValue = '1';
+const markHeader = 'Custody-Bus';
+const markValue = '1';
 /** On a reply that is an error: `busy`, `failed` or `too_large`. */
 export const errorHeader = 'Custody-Error';
 

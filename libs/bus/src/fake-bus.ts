@@ -71,7 +71,7 @@ export function createFakeBroker(): FakeBroker {
 }
 
 /** Whether `pattern` (`*` one token, a last `>` one or more) covers `subject`, which may be a pattern itself. */
-export function covers(pattern: string, subject: string): boolean {
+function covers(pattern: string, subject: string): boolean {
   const wanted = pattern.split('.');
   const given = subject.split('.');
   for (const [index, token] of wanted.entries()) {
@@ -487,6 +487,6 @@ class FakeBus implements Bus {
   }
 
   #tell(status: BusStatus, detail: string): void {
-    for (const listener of [...this.#listeners]) listener(status, detail);
+    for (const listener of this.#listeners) listener(status, detail);
   }
 }

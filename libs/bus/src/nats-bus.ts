@@ -86,17 +86,20 @@ export async function connectBus(options: BusOptions): Promise<Bus> {
       return new NatsBus(await dial(options, backoff), backoff, options);
     } catch (cause) {
       const error = translate(cause, 'connect to', options.servers.join(' '));
+      if (options.signal?.aborted === true) throw givenUp(options, cause);
       if (options.waitOnFirstConnect !== true || error.code !== 'unreachable') throw error;
     }
     backoff.attempted();
     try {
       await wait(backoff.waitMs() + reconnectWaitMs, undefined, { signal: options.signal });
     } catch (cause) {
-      throw new BusError('closed', `connect to ${options.servers.join(' ')}: given up by its owner`, {
-        cause,
-      });
+      throw givenUp(options, cause);
     }
   }
+}
+
+function givenUp(options: BusOptions, cause: unknown): BusError {
+  return new BusError('closed', `connect to ${options.servers.join(' ')}: given up by its owner`, { cause });
 }
 
 /** How long to wait before the next dial, on top of the client's own `reconnectWaitMs`. */
@@ -135,6 +138,7 @@ class Backoff {
 async function dial(options: BusOptions, backoff: Backoff): Promise<NatsConnection> {
   options.signal?.throwIfAborted();
   const { seed } = options;
+  let reconnecting = false;
   const opening = connect({
     servers: [...options.servers],
     authenticator: jwtAuthenticator(options.jwt, seed instanceof Uint8Array ? seed : () => seed.reveal()),
@@ -145,6 +149,7 @@ async function dial(options: BusOptions, backoff: Backoff): Promise<NatsConnecti
     reconnectTimeWait: reconnectWaitMs,
     reconnectJitter: reconnectWaitMs,
     reconnectToServer: (pool) => {
+      if (!reconnecting) return null;
       const delay = backoff.waitMs();
       backoff.attempted();
       return pool[0] === undefined ? null : { server: pool[0], delay };
@@ -156,7 +161,9 @@ async function dial(options: BusOptions, backoff: Backoff): Promise<NatsConnecti
     ignoreClusterUpdates: true,
     noAsyncTraces: true,
   } satisfies ConnectionOptions);
-  return unlessAborted(opening, options.signal);
+  const connection = await unlessAborted(opening, options.signal);
+  reconnecting = true;
+  return connection;
 }
 
 class NatsBus implements Bus {
@@ -255,8 +262,10 @@ class NatsBus implements Bus {
 
   async flush(): Promise<void> {
     this.#assertUp('flush', 'the bus');
+    const upTo = this.#sentBytes;
     try {
       await this.#nc.flush();
+      this.#readBytes = Math.max(this.#readBytes, upTo);
     } catch (cause) {
       throw this.#translate(cause, 'flush', 'the bus');
     }
@@ -447,8 +456,9 @@ class NatsBus implements Bus {
     if (status.type === 'error') this.#failed(status.error);
     if (status.type === 'close') {
       this.#connected = false;
-      this.#lost.reject(new BusError('closed', 'the bus was closed by its owner'));
-      this.#tell('closed', 'closed by its owner');
+      const why = this.#closing === undefined ? 'the client gave up' : 'closed by its owner';
+      this.#lost.reject(new BusError('closed', `the bus was closed: ${why}`));
+      this.#tell('closed', why);
     }
   }
 
@@ -485,7 +495,7 @@ class NatsBus implements Bus {
   }
 
   #tell(status: BusStatus, detail: string): void {
-    for (const listener of [...this.#listeners]) {
+    for (const listener of this.#listeners) {
       try {
         listener(status, detail);
       } catch (error) {
@@ -495,7 +505,7 @@ class NatsBus implements Bus {
   }
 
   #assertUp(operation: string, subject: string): void {
-    if (this.#closing !== undefined && this.#nc.isClosed()) {
+    if (this.#nc.isClosed()) {
       throw new BusError('closed', `${operation} ${subject}: the bus is closed`);
     }
     if (!this.#connected) {
@@ -547,6 +557,7 @@ function chain(error: unknown): unknown[] {
 
 // The client knows some of the server's words for it; `User Authentication Revoked` it does not.
 function isUserRefusal(error: unknown): boolean {
+  if (error instanceof Error && /timeout/i.test(error.message)) return false; // a server that is slow to start
   if (error instanceof errors.AuthorizationError || error instanceof errors.UserAuthenticationExpiredError)
     return true;
   return error instanceof errors.ProtocolError && /authenti|authoriz/i.test(error.message);

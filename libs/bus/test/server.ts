@@ -28,7 +28,7 @@ export interface TestServer extends AsyncDisposable {
   start(trust?: Trust): Promise<void>;
 }
 
-export function natsServerBinary(): Promise<string> {
+function natsServerBinary(): Promise<string> {
   const cacheDir = resolve(import.meta.dirname, '../../../.cache/nats-server/bin');
   return findNatsServer({ path: process.env['PATH'] ?? '', cacheDir });
 }
