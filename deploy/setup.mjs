@@ -380,7 +380,7 @@ function filesUnder(dir) {
 /** Names and contents, and the machine: a checkout may be shared between two of them. */
 function hashOf(files) {
   const hash = createHash('sha256').update(`${process.platform} ${process.arch}\n`);
-  for (const file of [...files].sort()) {
+  for (const file of files.toSorted()) {
     const bytes = fs.readFileSync(file);
     hash.update(`${path.relative(root, file)} ${bytes.length}\n`).update(bytes);
   }

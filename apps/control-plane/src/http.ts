@@ -132,8 +132,12 @@ function knownError(thrown: unknown): CustodyError {
   return new CustodyError(code, message, { cause: error });
 }
 
+function isHttpException(error: object): error is { getStatus(): unknown } {
+  return 'getStatus' in error && typeof error.getStatus === 'function';
+}
+
 function statusFrom(error: unknown): number {
   if (typeof error !== 'object' || error === null) return 500;
-  if ('getStatus' in error && typeof error.getStatus === 'function') return Number(error.getStatus());
+  if (isHttpException(error)) return Number(error.getStatus());
   return 'statusCode' in error && typeof error.statusCode === 'number' ? error.statusCode : 500;
 }

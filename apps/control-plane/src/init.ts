@@ -1,13 +1,12 @@
 // Owns the making of an installation's roots: trust of the bus, keys, the first operator's token, nats-server's configuration.
-import { mkdir, stat } from 'node:fs/promises';
+import { randomBytes } from 'node:crypto';
+import { mkdir, readFile, stat } from 'node:fs/promises';
 import { join } from 'node:path';
-import { createTrust, serverConfig } from '@custody/bus/trust';
+import { createTrust, serverConfig, type Trust } from '@custody/bus/trust';
 import { busMessageBytesMax } from '@custody/core/limits';
 import { loadOrCreateSeed, writeFileAtomic } from '@custody/crypto/keyfiles';
 import { generateSigningKeySeed } from '@custody/crypto/keys';
 import { newToken } from '@custody/crypto/tokens';
-import { randomBytes } from 'node:crypto';
-import { readFile } from 'node:fs/promises';
 import { fileNames, type InitConfig } from './config.ts';
 
 /** Makes what is missing and touches nothing that exists, but for nats-server's configuration, which follows the flags. */
@@ -20,7 +19,7 @@ export async function init(config: InitConfig): Promise<void> {
   await loadOrCreateSeed(join(dir, fileNames.kek), () => randomBytes(32));
   const tokenPath = join(dir, fileNames.operatorToken);
   if (!(await exists(tokenPath))) await write(tokenPath, `${newToken('cst')}\n`);
-  const trust: Parameters<typeof serverConfig>[0] = JSON.parse(await readFile(trustPath, 'utf8'));
+  const trust = JSON.parse(await readFile(trustPath, 'utf8')) as Trust;
   await write(
     join(dir, fileNames.nats),
     serverConfig(trust, {

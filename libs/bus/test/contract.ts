@@ -13,8 +13,8 @@ export interface World extends AsyncDisposable {
 
 const timeoutMs = 5_000;
 
-export function bytes(text: string): Uint8Array {
-  return new TextEncoder().encode(text);
+export function bytes(words: string): Uint8Array {
+  return new TextEncoder().encode(words);
 }
 
 export function text(data: Uint8Array): string {
@@ -77,7 +77,7 @@ export function busContract(name: string, open: () => Promise<World>): void {
       alpha = await world.host('alpha');
       beta = await world.host('beta');
       return async () => {
-        for (const end of ends.reverse()) await end[Symbol.asyncDispose]();
+        for (const end of ends.toReversed()) await end[Symbol.asyncDispose]();
         await world[Symbol.asyncDispose]();
       };
     });
@@ -412,7 +412,7 @@ export function busContract(name: string, open: () => Promise<World>): void {
           { maxAckPending: 16 },
         );
         await done.promise;
-        expect(seen.sort()).toEqual(['a', 'a', 'b']);
+        expect(seen.toSorted()).toEqual(['a', 'a', 'b']);
       });
 
       test('no more than maxAckPending messages are with the handler at once', async () => {

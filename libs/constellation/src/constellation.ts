@@ -269,7 +269,7 @@ function accepts(socketPath: string): Promise<boolean> {
 /** What a program needs of the caller's environment, and nothing of the caller's secrets. */
 function inherited(environment: Readonly<Record<string, string | undefined>>): Record<string, string> {
   const kept = Object.entries(environment).filter(
-    ([key, value]) => value !== undefined && (/^OTEL_/.test(key) || ['PATH', 'HOME', 'LANG', 'TZ', 'TMPDIR'].includes(key)),
+    ([key, value]) => value !== undefined && (key.startsWith('OTEL_') || ['PATH', 'HOME', 'LANG', 'TZ', 'TMPDIR'].includes(key)),
   );
   return Object.fromEntries(kept) as Record<string, string>;
 }

@@ -280,6 +280,7 @@ async function accepts(server: {
   let over = false;
   void server.exited.then(() => (over = true));
   const deadline = performance.now() + startTimeoutMs;
+  // oxlint-disable-next-line no-unmodified-loop-condition -- the callback above changes it
   while (!over && performance.now() < deadline) {
     if (saysReady(server.pid, server.clusterDir) && (await probe(server.port))) return !over;
     await Promise.race([server.exited, delay(probeIntervalMs)]);
@@ -398,7 +399,7 @@ function makeCluster(cluster: {
       },
     );
     if (init.status !== 0) {
-      const words = `${init.stderr}`.trim().slice(-logTailBytesMax);
+      const words = (init.stderr ?? '').trim().slice(-logTailBytesMax);
       throw new PostgresError(
         'init_failed',
         `make the cluster in ${cluster.dataDir}: initdb failed: ${words}`,
@@ -429,7 +430,7 @@ function majorVersion(binDir: string): string {
   if (version === undefined) {
     throw new PostgresError(
       'binaries_missing',
-      `run ${path.join(binDir, 'postgres')}: it does not start here: ${`${answer.stderr}`.trim()}`,
+      `run ${path.join(binDir, 'postgres')}: it does not start here: ${(answer.stderr ?? '').trim()}`,
       { cause: answer.error },
     );
   }
@@ -486,7 +487,7 @@ function isServerOf(pid: number, clusterDir: string): boolean {
       env: environment,
       encoding: 'utf8',
     });
-    return `${answer.stdout}`.includes(clusterDir);
+    return (answer.stdout ?? '').includes(clusterDir);
   }
 }
 
@@ -504,7 +505,7 @@ function processIdentity(pid: number): string | undefined {
     env: environment,
     encoding: 'utf8',
   });
-  return `${answer.stdout}`.trim() || undefined;
+  return (answer.stdout ?? '').trim() || undefined;
 }
 
 function readIfAny(file: string): string | undefined {

@@ -48,8 +48,8 @@ test("the vector opens by the spec's words alone, without this room's code", () 
   const kekOfVector = hex(vectors.kek);
   const path = Buffer.from(vectors.path);
   const length = Buffer.from([0, 0, 0, path.byteLength]);
-  const place = Buffer.concat([length, path, Buffer.from([0, 0, 0, 0, 0, 0, 0, vectors.version])]);
-  const aad = (domain: string): Uint8Array => Buffer.concat([Buffer.from(domain), place]);
+  const placeBytes = Buffer.concat([length, path, Buffer.from([0, 0, 0, 0, 0, 0, 0, vectors.version])]);
+  const aad = (domain: string): Uint8Array => Buffer.concat([Buffer.from(domain), placeBytes]);
   const open = (box: Uint8Array, domain: string, nonce: Uint8Array, key: Uint8Array): Uint8Array =>
     sodium.crypto_aead_xchacha20poly1305_ietf_decrypt(null, box, aad(domain), nonce, key);
 

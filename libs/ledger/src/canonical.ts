@@ -47,7 +47,7 @@ function canonicalContainer(value: object, depth: number, at: string): string {
     return `[${Array.from(value, (item: unknown, index) => canonical(item, depth + 1, `${at}[${index}]`)).join(',')}]`;
   }
   if (!isPlainObject(value)) throw bad(at, 'is not a plain object');
-  const names = Object.keys(value).sort();
+  const names = Object.keys(value).toSorted();
   const members = names.map((name) => {
     const inner = `${at}.${name.slice(0, 64)}`;
     return `${canonicalString(name, inner)}:${canonical(value[name], depth + 1, inner)}`;

@@ -68,7 +68,7 @@ async function readMigrations(dir: string): Promise<Migration[]> {
   const names = entries
     .filter((entry) => entry.isDirectory())
     .map((entry) => entry.name)
-    .sort();
+    .toSorted();
   if (names.length === 0 || names.length > migrationsMax) {
     throw new StoreError('migration_failed', `read migrations: ${dir} holds ${names.length} of them`);
   }

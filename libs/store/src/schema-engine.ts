@@ -94,11 +94,11 @@ export async function openSchemaEngine(options: {
     const file = fileURLToPath(import.meta.resolve('@prisma/schema-engine-wasm/schema_engine_bg'));
     const bytes = fs.readFileSync(path.join(path.dirname(file), 'schema_engine_bg.wasm'));
     // Where the engine leaves the words of a panic; without it the panic is a TypeError about something else.
-    const registry = { set_message: (words: string): void => console.error(words) };
+    const registry = { set_message: (words: string): void => void process.stderr.write(`${words}\n`) };
     Object.assign(globalThis, { PRISMA_WASM_PANIC_REGISTRY: registry });
     const { WebAssembly: loader } = globalThis as unknown as { WebAssembly: WasmLoader };
     const { instance } = await loader.instantiate(bytes, { './schema_engine_bg.js': bindings });
-    const { __wbg_set_wasm } = bindings as unknown as { __wbg_set_wasm(exports: WasmExports): void };
+    const { __wbg_set_wasm } = bindings as unknown as { __wbg_set_wasm: (exports: WasmExports) => void };
     __wbg_set_wasm(instance.exports);
     instance.exports.__wbindgen_start();
     loaded = true;
@@ -117,7 +117,7 @@ export function listMigrations(dir: string): MigrationList {
     .readdirSync(dir, { withFileTypes: true })
     .filter((entry) => entry.isDirectory())
     .map((entry) => entry.name)
-    .sort();
+    .toSorted();
   const lockfile = path.join(dir, 'migration_lock.toml');
   return {
     baseDir: dir,

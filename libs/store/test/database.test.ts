@@ -227,6 +227,7 @@ test('opening says at once whether the server is absent or refuses', async () =>
 });
 
 test('a call that Prisma refuses is internal, and its message holds none of its arguments', async () => {
+  // oxlint-disable-next-line typescript/unbound-method -- the methods of a Prisma model do not use `this`
   const create = t.database.prisma.meta.create as (args: unknown) => Promise<unknown>;
   const error: unknown = await transaction(t.database, () =>
     create({ data: { key: 'row-value', value: 1, unknown: 'row-value' } }),

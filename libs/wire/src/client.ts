@@ -14,6 +14,11 @@ type Sent<Name extends Action> = (undefined extends ParamsOf<Name> ? unknown : {
   (undefined extends QueryOf<Name> ? unknown : { query?: QueryOf<Name> }) &
   (undefined extends BodyOf<Name> ? unknown : { body: BodyOf<Name> });
 
+/** What `Sent` says, where the name of the endpoint does not matter any more. */
+type Loose = Partial<Record<'params' | 'query', Readonly<Record<string, string | number | boolean | undefined>>>> & {
+  readonly body?: unknown;
+};
+
 /** Calls one endpoint. Throws a CustodyError with the server's code, or `control_plane_unreachable`. */
 export async function call<Name extends Action>(
   options: ClientOptions,
@@ -21,7 +26,7 @@ export async function call<Name extends Action>(
   sent: Sent<Name>,
 ): Promise<ReplyOf<Name>> {
   const { method, path, reply } = endpoints[name];
-  const { params, query, body } = sent as Record<'params' | 'query' | 'body', Record<string, unknown> | undefined>;
+  const { params, query, body } = sent as Loose;
   const url = new URL(
     path.replaceAll(/\{(\w+)\}/g, (_, key: string) => encodeURIComponent(String(params?.[key]))),
     options.url,
