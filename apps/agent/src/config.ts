@@ -37,14 +37,16 @@ const logLevels = ['debug', 'info', 'warn', 'error', 'silent'];
 /** Throws `bad_request` with the one line to show. */
 export function readConfig(argv: readonly string[], environment: Environment): StartConfig | EnrollConfig {
   const unknown = Object.keys(environment).find((key) => key.startsWith('CUSTODY_') && !known.includes(key));
-  if (unknown !== undefined) throw usage(`${unknown} is not a variable of custody; known: ${known.join(', ')}`);
+  if (unknown !== undefined)
+    throw usage(`${unknown} is not a variable of custody; known: ${known.join(', ')}`);
   const { values, positionals } = parse(argv);
   const dataDir = values.data ?? environment['CUSTODY_DATA'] ?? defaultDataDir(environment);
   if (positionals[0] === 'enroll') {
     const { url, name } = values;
     const token = values.token ?? environment['CUSTODY_JOIN_TOKEN'];
     if (url === undefined) throw usage('agent enroll needs --url, the address of the control plane');
-    if (token === undefined) throw usage('agent enroll needs --token or CUSTODY_JOIN_TOKEN, from custody host token create');
+    if (token === undefined)
+      throw usage('agent enroll needs --token or CUSTODY_JOIN_TOKEN, from custody host token create');
     if (!URL.canParse(url)) throw usage(`--url: ${quote(url)} is not an address`);
     if (name !== undefined && !isHostName(name)) throw usage(`--name: ${quote(name)} is not a host name`);
     return { verb: 'enroll', dataDir, url, token, name };

@@ -43,12 +43,16 @@ export function readAsk(frame: Frame): Ask {
   const wanted: Wanted[] = [];
   const plain: (readonly [string, string])[] = [];
   for (const [name, value] of variables) {
-    if (!isEnvironmentName(name)) throw new CustodyError('bad_request', `${quote(name)} is not the name of a variable`);
+    if (!isEnvironmentName(name))
+      throw new CustodyError('bad_request', `${quote(name)} is not the name of a variable`);
     if (isReference(value)) wanted.push({ name, ...parseReference(value) });
     else plain.push([name, value]);
   }
   if (wanted.length > runCredentialsMax) {
-    throw new CustodyError('bad_request', `${wanted.length} credentials for one run, more than ${runCredentialsMax}`);
+    throw new CustodyError(
+      'bad_request',
+      `${wanted.length} credentials for one run, more than ${runCredentialsMax}`,
+    );
   }
   return {
     command: fieldAll(frame, 'arg').map(lossyTextOf),
@@ -65,7 +69,10 @@ export function readAsk(frame: Frame): Ask {
 
 function readTtl(ms: number | undefined): number | undefined {
   if (ms === undefined || (ms >= ttlMsMin && ms <= ttlMsMax)) return ms;
-  throw new CustodyError('bad_request', `--ttl: ${ms} ms is not between ${ttlMsMin} ms and ${ttlMsMax} ms (7d)`);
+  throw new CustodyError(
+    'bad_request',
+    `--ttl: ${ms} ms is not between ${ttlMsMin} ms and ${ttlMsMax} ms (7d)`,
+  );
 }
 
 function optionalText(bytes: Uint8Array | undefined, what: string): string | undefined {

@@ -4,7 +4,18 @@ import { connect, createServer, type Server, type Socket } from 'node:net';
 import { dirname } from 'node:path';
 import { CustodyError, exitCodeOf } from '@custody/core/errors';
 import { keeperRequestTimeoutMs, socketConnectionsMax } from '@custody/core/limits';
-import { encodeFrame, fieldAll, FrameReader, number, numberMaybe, parseProcRow, text, textMaybe, type Frame, type Verb } from '@custody/keeper/frames';
+import {
+  encodeFrame,
+  fieldAll,
+  FrameReader,
+  number,
+  numberMaybe,
+  parseProcRow,
+  text,
+  textMaybe,
+  type Frame,
+  type Verb,
+} from '@custody/keeper/frames';
 import { peerOf } from '@custody/keeper/native';
 import { readAsk } from './delivery.ts';
 import type { Log } from './log.ts';
@@ -35,9 +46,13 @@ export class Door implements AsyncDisposable {
   static async open(options: DoorOptions): Promise<Door> {
     const { path } = options;
     if (Buffer.byteLength(path) > socketPathBytesMax) {
-      throw new CustodyError('bad_request', `the socket path ${path} is longer than ${socketPathBytesMax} bytes`, {
-        next: 'choose a shorter one with --socket',
-      });
+      throw new CustodyError(
+        'bad_request',
+        `the socket path ${path} is longer than ${socketPathBytesMax} bytes`,
+        {
+          next: 'choose a shorter one with --socket',
+        },
+      );
     }
     await mkdir(dirname(path), { recursive: true, mode: 0o700 });
     await removeStale(path);
@@ -196,7 +211,9 @@ class Conversation implements KeeperEnd {
   #refuse(error: unknown): void {
     if (!(error instanceof CustodyError)) this.#options.log.error({ err: error }, 'a run failed');
     const known =
-      error instanceof CustodyError ? error : new CustodyError('internal', 'the agent failed; its log says why');
+      error instanceof CustodyError
+        ? error
+        : new CustodyError('internal', 'the agent failed; its log says why');
     if (known.cause !== undefined) this.#options.log.info({ err: known, cause: known.cause }, 'refused');
     const usage = exitCodeOf(known.code) === 2;
     this.#send('refused', [

@@ -63,7 +63,11 @@ export async function enroll(options: EnrollOptions): Promise<{ hostId: string; 
     body: { ...said, proof, containment, agentVersion, ...(name === undefined ? {} : { name }) },
   });
   const record = { url, ...answer };
-  await writeFileAtomic(join(dataDir, identityFile), new TextEncoder().encode(JSON.stringify(record, null, 2)), 0o600);
+  await writeFileAtomic(
+    join(dataDir, identityFile),
+    new TextEncoder().encode(JSON.stringify(record, null, 2)),
+    0o600,
+  );
   return { hostId: answer.hostId, name: answer.name };
 }
 

@@ -11,7 +11,9 @@ try {
   if (config.verb === 'enroll') {
     const containment = process.platform === 'linux' ? 'subreaper' : 'kqueue';
     const { name, hostId } = await enroll({ ...config, containment, version: agentVersion });
-    process.stdout.write(`enrolled as ${name} (${hostId}); start it with custody agent start --data ${config.dataDir}\n`);
+    process.stdout.write(
+      `enrolled as ${name} (${hostId}); start it with custody agent start --data ${config.dataDir}\n`,
+    );
   } else {
     // SIGUSR1 would open Node's inspector on a local port; the default is taken from it.
     process.on('SIGUSR1', () => {});
@@ -26,6 +28,8 @@ try {
 } catch (error) {
   const known = error instanceof CustodyError ? error : undefined;
   const next = known?.next === undefined ? '' : `; ${known.next}`;
-  process.stderr.write(`custody: ${known?.publicMessage ?? (error instanceof Error ? error.message : 'failed')}${next}\n`);
+  process.stderr.write(
+    `custody: ${known?.publicMessage ?? (error instanceof Error ? error.message : 'failed')}${next}\n`,
+  );
   process.exitCode = known === undefined ? 1 : exitCodeOf(known.code);
 }

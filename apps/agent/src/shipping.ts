@@ -34,7 +34,10 @@ export class Shipper implements AsyncDisposable {
 
   async start(): Promise<void> {
     const { bus, spool, hostId } = this.#options;
-    this.#subscription = await bus.subscribe(hostDown(hostId, 'ledger'), ({ data }) => void this.#receipt(data));
+    this.#subscription = await bus.subscribe(
+      hostDown(hostId, 'ledger'),
+      ({ data }) => void this.#receipt(data),
+    );
     spool.onAppended(() => this.nudge());
     this.#loop = this.#run();
   }
@@ -68,7 +71,9 @@ export class Shipper implements AsyncDisposable {
           await this.#nudged.promise;
           continue;
         }
-        await bus.publishDurable(hostUp(hostId, 'ledger'), batch.bytes, { timeoutMs: ledgerReceiptTimeoutMs });
+        await bus.publishDurable(hostUp(hostId, 'ledger'), batch.bytes, {
+          timeoutMs: ledgerReceiptTimeoutMs,
+        });
         this.#sent = batch.through;
         this.#expectReceipt();
       } catch (error) {

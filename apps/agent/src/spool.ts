@@ -2,7 +2,12 @@
 import { mkdir, open, readdir, readFile, rm, stat, truncate, type FileHandle } from 'node:fs/promises';
 import { join } from 'node:path';
 import { CustodyError } from '@custody/core/errors';
-import { ledgerBatchBytesMax, ledgerBatchEntriesMax, ledgerSegmentBytesMax, spoolBytesMax } from '@custody/core/limits';
+import {
+  ledgerBatchBytesMax,
+  ledgerBatchEntriesMax,
+  ledgerSegmentBytesMax,
+  spoolBytesMax,
+} from '@custody/core/limits';
 import { writeFileAtomic } from '@custody/crypto/keyfiles';
 import type { SigningKey } from '@custody/crypto/keys';
 import type { JsonObject } from '@custody/ledger/canonical';
@@ -64,7 +69,12 @@ export class Spool implements AsyncDisposable {
   #pinnedSeq: () => number = () => Number.POSITIVE_INFINITY;
   #appended: () => void = () => {};
 
-  private constructor(options: SpoolOptions, segments: Segment[], head: Head | undefined, confirmed: Confirmed) {
+  private constructor(
+    options: SpoolOptions,
+    segments: Segment[],
+    head: Head | undefined,
+    confirmed: Confirmed,
+  ) {
     this.#options = options;
     this.#segments = segments;
     this.#head = head;
@@ -85,13 +95,15 @@ export class Spool implements AsyncDisposable {
       const bytes = await readFile(path);
       const whole = bytes.lastIndexOf(newline) + 1;
       if (whole < bytes.byteLength) {
-        if (index < segments.length - 1) throw damaged(path, 'its last line is torn but later segments exist');
+        if (index < segments.length - 1)
+          throw damaged(path, 'its last line is torn but later segments exist');
         await truncate(path, whole);
         segment.bytes = whole;
       }
       for (const line of linesOf(bytes.subarray(0, whole))) {
         const { entry, hash } = parseLine(line);
-        if (head !== undefined && entry.prev !== head.hash) throw damaged(path, `entry ${entry.seq} does not follow`);
+        if (head !== undefined && entry.prev !== head.hash)
+          throw damaged(path, `entry ${entry.seq} does not follow`);
         head = { epoch: entry.epoch, seq: entry.seq, hash };
         replay(entry);
       }
@@ -164,7 +176,10 @@ export class Spool implements AsyncDisposable {
       chosen.push(line, Uint8Array.of(newline));
     }
     if (chosen.length === 0) return undefined;
-    return { bytes: Buffer.concat(chosen), through: { epoch: head.epoch, seq: next + chosen.length / 2 - 1 } };
+    return {
+      bytes: Buffer.concat(chosen),
+      through: { epoch: head.epoch, seq: next + chosen.length / 2 - 1 },
+    };
   }
 
   /**
@@ -173,12 +188,22 @@ export class Spool implements AsyncDisposable {
    */
   async confirm(receipt: string): Promise<Confirmed> {
     const claims = await verifyLedgerReceipt(this.#options.controlPlaneKey, receipt);
-    if (claims.host !== this.#options.hostId) throw new CustodyError('ledger_rejected', 'a receipt for another host');
+    if (claims.host !== this.#options.hostId)
+      throw new CustodyError('ledger_rejected', 'a receipt for another host');
     const head = this.#head;
-    if (head !== undefined && claims.epoch === head.epoch && claims.seq === head.seq && claims.hash !== head.hash) {
-      throw new CustodyError('ledger_rejected', `the control plane holds another entry ${claims.seq} of this chain`, {
-        next: 'this host or its ledger was copied; enrol it again under a new name',
-      });
+    if (
+      head !== undefined &&
+      claims.epoch === head.epoch &&
+      claims.seq === head.seq &&
+      claims.hash !== head.hash
+    ) {
+      throw new CustodyError(
+        'ledger_rejected',
+        `the control plane holds another entry ${claims.seq} of this chain`,
+        {
+          next: 'this host or its ledger was copied; enrol it again under a new name',
+        },
+      );
     }
     const newer = claims.epoch > this.#confirmed.epoch || claims.seq > this.#confirmed.seq;
     if (newer && claims.epoch >= this.#confirmed.epoch) {

@@ -26,7 +26,10 @@ export interface AgentDependencies {
  * Starts the agent. It listens only once it is subscribed and its ledger is open; it serves grants only
  * once it has caught up. Disposing stops serving and shipping; running trees go on under their keepers.
  */
-export async function startAgent(config: StartConfig, { log, wallClock }: AgentDependencies): Promise<AsyncDisposable> {
+export async function startAgent(
+  config: StartConfig,
+  { log, wallClock }: AgentDependencies,
+): Promise<AsyncDisposable> {
   const identity = await loadIdentity(config.dataDir);
   await using stack = new AsyncDisposableStack();
   const { hostId, controlPlaneKey } = identity;
@@ -124,7 +127,11 @@ async function joinBus(
     stack.use(link);
     await link.start(bus, () => shipper.nudge());
   } catch (error) {
-    if (!signal.aborted) log.error({ err: error }, 'the bus could not be joined: this host must be enrolled again, or its ban lifted');
+    if (!signal.aborted)
+      log.error(
+        { err: error },
+        'the bus could not be joined: this host must be enrolled again, or its ban lifted',
+      );
   }
   return stack.move();
 }

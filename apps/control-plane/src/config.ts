@@ -38,7 +38,8 @@ export interface InitConfig {
   readonly natsResolverDir: string;
 }
 
-export type Command = { readonly verb: 'start'; readonly config: Config } | ({ readonly verb: 'init' } & InitConfig);
+export type Command =
+  { readonly verb: 'start'; readonly config: Config } | ({ readonly verb: 'init' } & InitConfig);
 
 type Environment = Readonly<Record<string, string | undefined>>;
 
@@ -69,7 +70,8 @@ export async function readCommand(argv: readonly string[], environment: Environm
   }
   if (verb !== 'start') throw usage(`${quote(verb)} is neither start nor init`);
   const unknown = Object.keys(environment).find((key) => key.startsWith('CUSTODY_') && !known.includes(key));
-  if (unknown !== undefined) throw usage(`${unknown} is not a variable of the control plane; known: ${known.join(', ')}`);
+  if (unknown !== undefined)
+    throw usage(`${unknown} is not a variable of the control plane; known: ${known.join(', ')}`);
   return { verb, config: await readConfig(environment) };
 }
 

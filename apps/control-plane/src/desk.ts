@@ -27,7 +27,10 @@ const concurrencyMax = 256;
 export async function openDesk(bus: Bus, options: DeskOptions): Promise<AsyncDisposable> {
   const { db, grants, policies, revocations, now } = options;
   await using stack = new AsyncDisposableStack();
-  const serve = async (what: UpWhat, answer: (host: HostRow, data: Uint8Array) => Promise<unknown>): Promise<void> => {
+  const serve = async (
+    what: UpWhat,
+    answer: (host: HostRow, data: Uint8Array) => Promise<unknown>,
+  ): Promise<void> => {
     const handler = (message: Message): Promise<Uint8Array> => respond(options, what, message, answer);
     stack.use(await bus.serve(anyHostUp(what), handler, { concurrencyMax }));
   };
@@ -51,16 +54,21 @@ async function respond(
   answer: (host: HostRow, data: Uint8Array) => Promise<unknown>,
 ): Promise<Uint8Array> {
   const hostId = hostOf(message.subject);
-  return traced(`desk.${what}`, { parent: message.headers, attributes: { 'custody.host': hostId ?? '' } }, async () => {
-    try {
-      const host = hostId === undefined ? undefined : await hostById(db, hostId);
-      if (host === undefined) throw new CustodyError('not_found', `no host ${hostId} is enrolled`);
-      return encodeJson(await answer(host, message.data));
-    } catch (error) {
-      if (!(error instanceof CustodyError)) log.error({ err: error, hostId, what }, 'a host could not be served');
-      return encodeJson({ ok: false, error: failureOf(unavailableWhenStoreIsDown(error)) });
-    }
-  });
+  return traced(
+    `desk.${what}`,
+    { parent: message.headers, attributes: { 'custody.host': hostId ?? '' } },
+    async () => {
+      try {
+        const host = hostId === undefined ? undefined : await hostById(db, hostId);
+        if (host === undefined) throw new CustodyError('not_found', `no host ${hostId} is enrolled`);
+        return encodeJson(await answer(host, message.data));
+      } catch (error) {
+        if (!(error instanceof CustodyError))
+          log.error({ err: error, hostId, what }, 'a host could not be served');
+        return encodeJson({ ok: false, error: failureOf(unavailableWhenStoreIsDown(error)) });
+      }
+    },
+  );
 }
 
 /** A database that does not answer is a fact the host's user should read; any other surprise is not. */

@@ -66,7 +66,10 @@ export class Grants {
 
   async list(activeOnly: boolean): Promise<GrantView[]> {
     const now = this.#options.now();
-    const rows = await store.listGrants(this.#options.db, activeOnly ? { now, slackMs: expirySlackMs } : undefined);
+    const rows = await store.listGrants(
+      this.#options.db,
+      activeOnly ? { now, slackMs: expirySlackMs } : undefined,
+    );
     return rows.map((row) => grantView(row, now));
   }
 
@@ -78,14 +81,20 @@ export class Grants {
   async story(grantId: string): Promise<store.GrantStory> {
     const row = await store.grantStory(this.#options.db, grantId);
     if (row !== undefined) return row;
-    throw new CustodyError('not_found', `there is no grant ${grantId}`, { next: 'custody grant list shows them' });
+    throw new CustodyError('not_found', `there is no grant ${grantId}`, {
+      next: 'custody grant list shows them',
+    });
   }
 
   countActive(): Promise<number> {
     return store.countActiveGrants(this.#options.db, this.#options.now(), expirySlackMs);
   }
 
-  async #decide(host: HostRow, request: GrantRequest, subject: string): Promise<Extract<GrantAnswer, { ok: true }>> {
+  async #decide(
+    host: HostRow,
+    request: GrantRequest,
+    subject: string,
+  ): Promise<Extract<GrantAnswer, { ok: true }>> {
     const { db, authority, now, newId, policies } = this.#options;
     const { revision, engine } = await policies.inForce();
     const obliged = this.#obligations(host, request, subject, revision, engine);
@@ -119,7 +128,17 @@ export class Grants {
           grantedAt: grantedAt.toISOString(),
         };
         const { policyIds, freshness } = claims;
-        const record = { grantId, runId, hostId: host.id, subject, credentials, ceilingMs, policyRevision: revision, policyIds, epoch };
+        const record = {
+          grantId,
+          runId,
+          hostId: host.id,
+          subject,
+          credentials,
+          ceilingMs,
+          policyRevision: revision,
+          policyIds,
+          epoch,
+        };
         return {
           grant: {
             ...{ id: grantId, runId, hostId: host.id, uid, pid, subject, command, cwd, reason, credentials },
@@ -166,17 +185,25 @@ export class Grants {
   async #requireNarrower(host: HostRow, request: GrantRequest, parentId: string): Promise<void> {
     const parent = await this.story(parentId);
     if (parent.hostId !== host.id || parent.ended !== undefined) {
-      throw new CustodyError('run_unacceptable', `the grant around this run, ${parentId}, is not open on this host`, {
-        next: 'a run inside a run needs the outer one to be alive',
-      });
+      throw new CustodyError(
+        'run_unacceptable',
+        `the grant around this run, ${parentId}, is not open on this host`,
+        {
+          next: 'a run inside a run needs the outer one to be alive',
+        },
+      );
     }
     const extra = request.credentials.find(
       ({ path, field }) => !parent.credentials.some((held) => held.path === path && held.field === field),
     );
     if (extra === undefined) return;
-    throw new CustodyError('run_unacceptable', `the run around this one does not hold ${extra.path}/${extra.field}`, {
-      next: 'a run inside a run can only narrow: give it to the outer run too, or start this one outside',
-    });
+    throw new CustodyError(
+      'run_unacceptable',
+      `the run around this one does not hold ${extra.path}/${extra.field}`,
+      {
+        next: 'a run inside a run can only narrow: give it to the outer run too, or start this one outside',
+      },
+    );
   }
 
   /** Opens each value just long enough to seal it to the host. */

@@ -45,6 +45,16 @@ export class Health {
       countUnsent(db),
     ]);
     const { revision: policyRevision } = inForce;
-    return { version, protocol: protocolVersion, hosts, activeGrants, epoch, policyRevision, outboxPending, postgres, bus };
+    return {
+      version,
+      protocol: protocolVersion,
+      hosts,
+      activeGrants,
+      epoch,
+      policyRevision,
+      outboxPending,
+      postgres,
+      bus,
+    };
   }
 }

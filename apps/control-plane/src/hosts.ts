@@ -30,7 +30,11 @@ export class Hosts {
 
   async createToken(
     by: string,
-    asked: { ttlMs?: number | undefined; name?: string | undefined; labels?: Record<string, string> | undefined },
+    asked: {
+      ttlMs?: number | undefined;
+      name?: string | undefined;
+      labels?: Record<string, string> | undefined;
+    },
   ): Promise<ReplyOf<'host.token'>> {
     const { db, authority, now, newId } = this.#options;
     const token = newToken('cjt');
@@ -42,7 +46,12 @@ export class Hosts {
       db,
       authority.author,
       { id: tokenId, hash: hashToken(token), name, labels, createdAt, expiresAt },
-      authority.entry('join_token_created', createdAt, { by, tokenId, ttlMs, ...(name === undefined ? {} : { name }) }),
+      authority.entry('join_token_created', createdAt, {
+        by,
+        tokenId,
+        ttlMs,
+        ...(name === undefined ? {} : { name }),
+      }),
     );
     return { tokenId, token, expiresAt: expiresAt.toISOString() };
   }
@@ -63,7 +72,15 @@ export class Hosts {
       db,
       authority.author,
       hashToken(token),
-      { id, name: asked.name, signingKey, sealingKey, busUserKey, agentVersion: asked.agentVersion, containment: asked.containment },
+      {
+        id,
+        name: asked.name,
+        signingKey,
+        sealingKey,
+        busUserKey,
+        agentVersion: asked.agentVersion,
+        containment: asked.containment,
+      },
       at,
       (name) => authority.entry('host_enrolled', at, { hostId: id, name, signingKey, sealingKey }),
     );
@@ -116,7 +133,9 @@ function view(
     signingKey: row.signingKey,
     enrolledAt: row.enrolledAt.toISOString(),
     ...(row.lastSeenAt === undefined ? {} : { lastSeenAt: row.lastSeenAt.toISOString() }),
-    ...(row.containment === undefined ? {} : { containment: row.containment as NonNullable<HostView['containment']> }),
+    ...(row.containment === undefined
+      ? {}
+      : { containment: row.containment as NonNullable<HostView['containment']> }),
     ...(chain === undefined ? {} : { ledger: { ...chain.head, forked: chain.forked } }),
   };
 }

@@ -16,11 +16,12 @@ import type { Log } from './log.ts';
 const callers = new WeakMap<FastifyRequest, Caller>();
 const open = new Set(['/healthz', '/readyz', '/openapi.json', '/v1/enroll']);
 
-type Part<Name extends Action, Key extends 'params' | 'query' | 'body'> = (typeof endpoints)[Name] extends Record<Key, infer S>
-  ? S extends z.ZodType
-    ? z.output<S>
-    : never
-  : undefined;
+type Part<Name extends Action, Key extends 'params' | 'query' | 'body'> =
+  (typeof endpoints)[Name] extends Record<Key, infer S>
+    ? S extends z.ZodType
+      ? z.output<S>
+      : never
+    : undefined;
 
 export interface Asked<Name extends Action> {
   readonly params: Part<Name, 'params'>;
@@ -30,7 +31,8 @@ export interface Asked<Name extends Action> {
 
 /** Parse: the request against the endpoint's schemas. Throws `bad_request`. */
 export function asked<Name extends Action>(name: Name, request: FastifyRequest): Asked<Name> {
-  const shape: { reply: z.ZodType; params?: z.ZodType; query?: z.ZodType; body?: z.ZodType } = endpoints[name];
+  const shape: { reply: z.ZodType; params?: z.ZodType; query?: z.ZodType; body?: z.ZodType } =
+    endpoints[name];
   const part = (schema: z.ZodType | undefined, value: unknown, what: string): unknown =>
     schema === undefined ? undefined : parse(schema, value ?? {}, what);
   return {
@@ -77,7 +79,11 @@ export function prepare(fastify: FastifyInstance, db: Database, now: () => Date)
 }
 
 /** Runs one call in a span that continues the caller's trace. */
-export function handled<Result>(name: Action, request: FastifyRequest, work: () => Promise<Result>): Promise<Result> {
+export function handled<Result>(
+  name: Action,
+  request: FastifyRequest,
+  work: () => Promise<Result>,
+): Promise<Result> {
   const { traceparent } = request.headers;
   const parent = typeof traceparent === 'string' ? { traceparent } : undefined;
   return traced(`http.${name}`, { parent }, work);
@@ -97,7 +103,10 @@ export class ProblemFilter implements ExceptionFilter {
     const request = host.switchToHttp().getRequest<FastifyRequest>();
     const error = knownError(thrown);
     if (error.code === 'internal' || error.code === 'unavailable') {
-      this.#log.error({ err: thrown, method: request.method, path: request.url.split('?', 1)[0] }, 'request failed');
+      this.#log.error(
+        { err: thrown, method: request.method, path: request.url.split('?', 1)[0] },
+        'request failed',
+      );
     }
     const document = problemOf(error);
     void reply.status(document.status).type('application/problem+json').send(document);

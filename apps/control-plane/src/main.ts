@@ -23,6 +23,8 @@ try {
 } catch (error) {
   const known = error instanceof CustodyError ? error : undefined;
   const next = known?.next === undefined ? '' : `; ${known.next}`;
-  process.stderr.write(`custody: ${known?.publicMessage ?? (error instanceof Error ? error.message : 'failed')}${next}\n`);
+  process.stderr.write(
+    `custody: ${known?.publicMessage ?? (error instanceof Error ? error.message : 'failed')}${next}\n`,
+  );
   process.exitCode = known === undefined ? 1 : exitCodeOf(known.code);
 }

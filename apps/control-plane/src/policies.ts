@@ -1,6 +1,12 @@
 // Owns the policy set in force: applied as numbered revisions, evaluated here, copied signed to hosts.
 import { createHash } from 'node:crypto';
-import { localUser, parsePolicies, PolicyEngine, type HoldDecision, type HoldRequest } from '@custody/core/cedar';
+import {
+  localUser,
+  parsePolicies,
+  PolicyEngine,
+  type HoldDecision,
+  type HoldRequest,
+} from '@custody/core/cedar';
 import { CustodyError } from '@custody/core/errors';
 import type { Database } from '@custody/store/database';
 import type { HostRow } from '@custody/store/hosts';
@@ -57,7 +63,8 @@ export class Policies {
       authority.author,
       { text, createdAt, createdBy: by },
       {
-        entryFor: (revision) => authority.entry('policy_applied', createdAt, { by, revision, sha256: sha256(text) }),
+        entryFor: (revision) =>
+          authority.entry('policy_applied', createdAt, { by, revision, sha256: sha256(text) }),
         noticeFor: (revision) => ({ subject: fleet('policy'), payload: encodeJson({ revision }) }),
       },
     );
@@ -72,16 +79,26 @@ export class Policies {
   async show(which: string): Promise<PolicySummary & { text: string }> {
     const row = await store.policyRevision(this.#options.db, which === 'current' ? which : Number(which));
     if (row !== undefined) return { ...summary(row), text: row.text };
-    throw new CustodyError('not_found', which === 'current' ? 'no policy was applied yet' : `there is no policy revision ${which}`, {
-      next: 'custody policy history shows them; custody policy apply FILE makes the next',
-    });
+    throw new CustodyError(
+      'not_found',
+      which === 'current' ? 'no policy was applied yet' : `there is no policy revision ${which}`,
+      {
+        next: 'custody policy history shows them; custody policy apply FILE makes the next',
+      },
+    );
   }
 
   /** The set signed for one host, with the labels that its own decisions need. */
   async signedFor(host: HostRow): Promise<string> {
     const { revision, text } = await this.inForce();
     const { labels, id: hostId } = host;
-    return this.#options.authority.signPolicy({ revision, text, hostId, labels, at: this.#options.now().toISOString() });
+    return this.#options.authority.signPolicy({
+      revision,
+      text,
+      hostId,
+      labels,
+      at: this.#options.now().toISOString(),
+    });
   }
 
   /** Whether `HOST/UID` may hold a secret now. Throws `not_found` for a host that is not enrolled. */
@@ -92,7 +109,14 @@ export class Policies {
     const [name = '', uid = ''] = asked.subject.split('/');
     const { labels } = await hosts.byName(name);
     const { path, reason } = asked;
-    return this.#explain({ host: name, labels, uid: Number(uid), path, program: asked.command[0] ?? '', reason });
+    return this.#explain({
+      host: name,
+      labels,
+      uid: Number(uid),
+      path,
+      program: asked.command[0] ?? '',
+      reason,
+    });
   }
 
   async #explain(request: HoldRequest): Promise<Explanation> {
@@ -112,7 +136,8 @@ export class Policies {
 }
 
 function whyDenied(decision: Extract<HoldDecision, { allow: false }>): string {
-  const errors = decision.errors.length === 0 ? '' : `; could not be evaluated: ${decision.errors.join('; ')}`;
+  const errors =
+    decision.errors.length === 0 ? '' : `; could not be evaluated: ${decision.errors.join('; ')}`;
   if (decision.policyIds.length > 0) return `forbidden by ${decision.policyIds.join(', ')}${errors}`;
   return `no policy permits it${errors}`;
 }

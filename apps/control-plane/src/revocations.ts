@@ -93,7 +93,9 @@ export class Revocations {
     const grant = await grants.story(row.target);
     const bound = boundOf(grant);
     const base = { host: grant.host, grantId: grant.id, boundAt: bound.toISOString() };
-    const body = hostKinds.receipt.safeParse(await store.receiptBody(db, grant.id, grant.hostId, row.epoch)).data;
+    const body = hostKinds.receipt.safeParse(
+      await store.receiptBody(db, grant.id, grant.hostId, row.epoch),
+    ).data;
     if (body !== undefined) {
       const { outcome, heardAt, signalledMicros, emptyMicros, survivors, processes, containment } = body;
       return {

@@ -42,10 +42,16 @@ export interface ControlPlaneDependencies {
 }
 
 /** Starts with migrations, then HTTP; the bus joins when it answers: without it `readyz` says so and hosts keep what they have. */
-export async function startControlPlane(config: Config, { log, now }: ControlPlaneDependencies): Promise<ControlPlane> {
+export async function startControlPlane(
+  config: Config,
+  { log, now }: ControlPlaneDependencies,
+): Promise<ControlPlane> {
   await using stack = new AsyncDisposableStack();
   await sodiumReady();
-  const { applied } = await migrate({ connectionString: config.databaseUrl, migrationsDir: config.migrationsDir });
+  const { applied } = await migrate({
+    connectionString: config.databaseUrl,
+    migrationsDir: config.migrationsDir,
+  });
   if (applied.length > 0) log.info({ applied }, 'migrated');
   const db = await openDatabase({
     connectionString: config.databaseUrl,

@@ -66,13 +66,21 @@ export async function startConstellation(options: ConstellationOptions): Promise
   };
 
   const [natsBinary] = await Promise.all([
-    findNatsServer({ path: options.environment['PATH'] ?? '', cacheDir: join(root, '.cache', 'nats-server', 'bin') }),
+    findNatsServer({
+      path: options.environment['PATH'] ?? '',
+      cacheDir: join(root, '.cache', 'nats-server', 'bin'),
+    }),
     initialize(layout, ports, env),
     run('postgres', () => postgres(layout, ports, options.durable ?? true)),
   ]);
   const trust = JSON.parse(await readFile(join(layout.keys, 'trust.json'), 'utf8')) as Trust;
   await run('nats', async () => {
-    const server = await startNatsServer({ binary: natsBinary, dataDir: layout.nats, port: ports.nats, trust });
+    const server = await startNatsServer({
+      binary: natsBinary,
+      dataDir: layout.nats,
+      port: ports.nats,
+      trust,
+    });
     return { pid: server.pid, exited: server.child.exited, stop: () => server.stop() };
   });
   const busUrl = `nats://127.0.0.1:${ports.nats}`;
@@ -99,7 +107,8 @@ export async function startConstellation(options: ConstellationOptions): Promise
     ...{ api, tokenFile, token, busUrl, databaseUrl, layout, hosts },
     part: (name) => {
       const part = parts.get(name);
-      if (part === undefined) throw new Error(`a constellation has no part ${name}; it has ${[...parts.keys()].join(', ')}`);
+      if (part === undefined)
+        throw new Error(`a constellation has no part ${name}; it has ${[...parts.keys()].join(', ')}`);
       return part;
     },
     [Symbol.asyncDispose]: () => owned.disposeAsync(),
@@ -236,10 +245,13 @@ async function untilServed(
   const deadline = AbortSignal.timeout(readyMsMax);
   for (;;) {
     const { hosts: known } = await call({ url: api, token }, 'host.list', {});
-    const seen = new Set(known.filter((host) => new Date(host.lastSeenAt ?? 0) >= since).map((host) => host.name));
+    const seen = new Set(
+      known.filter((host) => new Date(host.lastSeenAt ?? 0) >= since).map((host) => host.name),
+    );
     const waiting = hosts.filter((host) => !seen.has(host.name));
     if (waiting.length === 0) return;
-    if (deadline.aborted) throw new Error(`${waiting.map((host) => host.name).join(', ')}: no sign of life; see the log folder`);
+    if (deadline.aborted)
+      throw new Error(`${waiting.map((host) => host.name).join(', ')}: no sign of life; see the log folder`);
     await new Promise((resolve) => setTimeout(resolve, readyPollMs));
   }
 }
@@ -269,7 +281,9 @@ function accepts(socketPath: string): Promise<boolean> {
 /** What a program needs of the caller's environment, and nothing of the caller's secrets. */
 function inherited(environment: Readonly<Record<string, string | undefined>>): Record<string, string> {
   const kept = Object.entries(environment).filter(
-    ([key, value]) => value !== undefined && (key.startsWith('OTEL_') || ['PATH', 'HOME', 'LANG', 'TZ', 'TMPDIR'].includes(key)),
+    ([key, value]) =>
+      value !== undefined &&
+      (key.startsWith('OTEL_') || ['PATH', 'HOME', 'LANG', 'TZ', 'TMPDIR'].includes(key)),
   );
   return Object.fromEntries(kept) as Record<string, string>;
 }

@@ -57,12 +57,17 @@ export class PolicyInvalidError extends CustodyError {
 export function parsePolicies(text: string): Policy[] {
   const bytes = new TextEncoder().encode(text);
   if (bytes.byteLength > policyTextBytesMax) {
-    throw new CustodyError('too_large', `the policy has ${bytes.byteLength} bytes, more than ${policyTextBytesMax}`);
+    throw new CustodyError(
+      'too_large',
+      `the policy has ${bytes.byteLength} bytes, more than ${policyTextBytesMax}`,
+    );
   }
   const syntax = cedar.checkParsePolicySet({ staticPolicies: text });
-  if (syntax.type === 'failure') throw new PolicyInvalidError(syntax.errors.map((error) => located(bytes, error)));
+  if (syntax.type === 'failure')
+    throw new PolicyInvalidError(syntax.errors.map((error) => located(bytes, error)));
   const parts = cedar.policySetTextToParts(text);
-  if (parts.type === 'failure') throw new PolicyInvalidError(parts.errors.map((error) => located(bytes, error)));
+  if (parts.type === 'failure')
+    throw new PolicyInvalidError(parts.errors.map((error) => located(bytes, error)));
   if (parts.policy_templates.length > 0) {
     throw new PolicyInvalidError([
       { line: 1, column: 1, message: 'a template (?principal, ?resource) has no place in a policy set' },
@@ -104,7 +109,12 @@ export function localUser(host: string, uid: number): string {
 }
 
 /** The refusal that names the missing permission: the same words from an agent's copy and from the control plane. */
-export function deniedByPolicy(subject: string, path: string, revision: number, forbids: readonly string[]): CustodyError {
+export function deniedByPolicy(
+  subject: string,
+  path: string,
+  revision: number,
+  forbids: readonly string[],
+): CustodyError {
   const who = `LocalUser::"${subject}"`;
   const why =
     forbids.length > 0
@@ -129,7 +139,9 @@ export class PolicyEngine {
       staticPolicies: Object.fromEntries(policies.map((policy) => [policy.id, policy.text])),
     });
     if (answer.type === 'failure') {
-      throw new CustodyError('internal', 'load policies: the set does not parse again', { cause: answer.errors });
+      throw new CustodyError('internal', 'load policies: the set does not parse again', {
+        cause: answer.errors,
+      });
     }
   }
 
@@ -140,7 +152,10 @@ export class PolicyEngine {
       principal,
       action: { type: 'Action', id: 'hold' },
       resource,
-      context: { program: request.program, ...(request.reason === undefined ? {} : { reason: request.reason }) },
+      context: {
+        program: request.program,
+        ...(request.reason === undefined ? {} : { reason: request.reason }),
+      },
       preparsedPolicySetId: this.#slot,
       entities: entitiesFor(request, principal, resource),
     });
@@ -151,7 +166,9 @@ export class PolicyEngine {
     }
     const policyIds = answer.response.diagnostics.reason.toSorted();
     if (answer.response.decision === 'deny') {
-      const errors = answer.response.diagnostics.errors.map((each) => `${each.policyId}: ${each.error.message}`);
+      const errors = answer.response.diagnostics.errors.map(
+        (each) => `${each.policyId}: ${each.error.message}`,
+      );
       return { allow: false, policyIds, errors };
     }
     const annotations = policyIds.map((id) => this.#byId.get(id)?.annotations ?? {});
@@ -159,13 +176,21 @@ export class PolicyEngine {
   }
 }
 
-function entitiesFor(request: HoldRequest, principal: cedar.TypeAndId, resource: cedar.TypeAndId): cedar.EntityJson[] {
+function entitiesFor(
+  request: HoldRequest,
+  principal: cedar.TypeAndId,
+  resource: cedar.TypeAndId,
+): cedar.EntityJson[] {
   const host = { type: 'Host', id: request.host };
   const folders = foldersOf(request.path).map((id) => ({ type: 'Folder', id }));
   return [
     { uid: host, attrs: {}, parents: [], tags: { ...request.labels } },
     { uid: principal, attrs: { uid: request.uid }, parents: [host] },
-    ...folders.map((uid, index) => ({ uid, attrs: {}, parents: folders.slice(Math.max(index - 1, 0), index) })),
+    ...folders.map((uid, index) => ({
+      uid,
+      attrs: {},
+      parents: folders.slice(Math.max(index - 1, 0), index),
+    })),
     { uid: resource, attrs: {}, parents: folders.slice(-1) },
   ];
 }
@@ -187,7 +212,13 @@ function readPolicy(text: string, start: number, source: string): Policy {
   if (answer.type === 'failure') throw new CustodyError('internal', 'read policy: it does not parse alone');
   const line = lineOf(text.slice(0, start));
   const annotations = answer.json.annotations ?? {};
-  return { id: annotations['id'] ?? `line-${line}`, effect: answer.json.effect, annotations, text: source, line };
+  return {
+    id: annotations['id'] ?? `line-${line}`,
+    effect: answer.json.effect,
+    annotations,
+    text: source,
+    line,
+  };
 }
 
 function checkAnnotations(policy: Policy): PolicyProblem[] {
@@ -203,7 +234,9 @@ function checkIds(policies: readonly Policy[]): PolicyProblem[] {
     const before = seen.get(policy.id);
     seen.set(policy.id, policy.line);
     if (before === undefined) return [];
-    return [{ line: policy.line, column: 1, message: `@id("${policy.id}") stands already on line ${before}` }];
+    return [
+      { line: policy.line, column: 1, message: `@id("${policy.id}") stands already on line ${before}` },
+    ];
   });
 }
 
@@ -217,7 +250,9 @@ function located(bytes: Uint8Array, error: cedar.DetailedError): PolicyProblem {
   const start = Math.min(error.sourceLocations?.[0]?.start ?? 0, bytes.byteLength);
   const before = new TextDecoder().decode(bytes.subarray(0, start));
   const help = error.help === null || error.help === '' ? '' : ` (${error.help})`;
-  const message = error.message.replace(/^failed to parse policies from string: /, '').replace(/^for policy .policy\d+., /, '');
+  const message = error.message
+    .replace(/^failed to parse policies from string: /, '')
+    .replace(/^for policy .policy\d+., /, '');
   return { line: lineOf(before), column: before.length - before.lastIndexOf('\n'), message: message + help };
 }
 

@@ -27,7 +27,8 @@ export function annotationProblem(name: string, value: string): string | undefin
   if (name === 'freshness' && parseFreshness(value) === undefined) {
     return `@freshness("${value}") is neither "strict 60s" nor "best_effort"`;
   }
-  if (name === 'id' && !/^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$/.test(value)) return `@id("${value}") is not a name`;
+  if (name === 'id' && !/^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$/.test(value))
+    return `@id("${value}") is not a name`;
   return undefined;
 }
 
@@ -39,9 +40,7 @@ export function combineObligations(annotations: readonly Readonly<Record<string,
     ceilingMs = Math.min(ceilingMs, durationMs(each['ceiling'] ?? '') ?? ceilingMsDefault);
     freshness = stricter(freshness, parseFreshness(each['freshness'] ?? '') ?? freshnessDefault);
   }
-  return annotations.length === 0
-    ? { ceilingMs: 0, freshness: freshnessDefault }
-    : { ceilingMs, freshness };
+  return annotations.length === 0 ? { ceilingMs: 0, freshness: freshnessDefault } : { ceilingMs, freshness };
 }
 
 function parseFreshness(text: string): Freshness | undefined {

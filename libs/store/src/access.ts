@@ -8,9 +8,14 @@ export interface AccessRow {
 }
 
 /** The holder of a token that stands now; undefined for an unknown, expired or revoked one. */
-export async function accessByHash(db: Database, tokenHash: Uint8Array, now: Date): Promise<AccessRow | undefined> {
+export async function accessByHash(
+  db: Database,
+  tokenHash: Uint8Array,
+  now: Date,
+): Promise<AccessRow | undefined> {
   const row = await db.prisma.apiToken.findUnique({ where: { hash: Uint8Array.from(tokenHash) } });
-  if (row === null || row.revokedAt !== null || (row.expiresAt !== null && row.expiresAt <= now)) return undefined;
+  if (row === null || row.revokedAt !== null || (row.expiresAt !== null && row.expiresAt <= now))
+    return undefined;
   return { id: row.id, subject: row.subject, role: row.role };
 }
 
@@ -21,5 +26,9 @@ export async function ensureAccess(
 ): Promise<void> {
   const hash = Uint8Array.from(access.hash);
   const { id, subject, role, createdAt } = access;
-  await db.prisma.apiToken.upsert({ where: { hash }, create: { id, hash, subject, role, createdAt }, update: {} });
+  await db.prisma.apiToken.upsert({
+    where: { hash },
+    create: { id, hash, subject, role, createdAt },
+    update: {},
+  });
 }

@@ -30,7 +30,8 @@ export interface GrantRow {
 }
 
 export async function lockRevocationOrder(tx: Transaction, how: 'shared' | 'alone'): Promise<void> {
-  if (how === 'shared') await tx.$executeRaw`SELECT pg_advisory_xact_lock_shared(${revocationOrderLock}::bigint)`;
+  if (how === 'shared')
+    await tx.$executeRaw`SELECT pg_advisory_xact_lock_shared(${revocationOrderLock}::bigint)`;
   else await tx.$executeRaw`SELECT pg_advisory_xact_lock(${revocationOrderLock}::bigint)`;
 }
 
@@ -57,7 +58,16 @@ export function issueGrant(
       const newest = await tx.revocation.findFirst({ orderBy: { epoch: 'desc' }, select: { epoch: true } });
       if (parentGrant !== undefined) await requireStanding(tx, parentGrant);
       const { grant, entry } = await make(Number(newest?.epoch ?? 0n));
-      const { reason, parentGrant: parent, epoch, credentials, freshness, command, policyIds, ...rest } = grant;
+      const {
+        reason,
+        parentGrant: parent,
+        epoch,
+        credentials,
+        freshness,
+        command,
+        policyIds,
+        ...rest
+      } = grant;
       await tx.grant.create({
         data: {
           ...rest,
@@ -142,7 +152,10 @@ export async function grantStory(db: Database, id: string): Promise<GrantStory |
 }
 
 /** Newest first. `active`: not known to have ended, and not past ceiling plus `slackMs`. */
-export async function listGrants(db: Database, active: { now: Date; slackMs: number } | undefined): Promise<GrantStory[]> {
+export async function listGrants(
+  db: Database,
+  active: { now: Date; slackMs: number } | undefined,
+): Promise<GrantStory[]> {
   const { rows } = await db.pool.query<StoryRecord>(
     `${storySql}
       WHERE $1::timestamptz IS NULL

@@ -26,7 +26,12 @@ export interface NewJoinToken {
   readonly expiresAt: Date;
 }
 
-export function createJoinToken(db: Database, author: string, token: NewJoinToken, entry: NextEntry): Promise<void> {
+export function createJoinToken(
+  db: Database,
+  author: string,
+  token: NewJoinToken,
+  entry: NextEntry,
+): Promise<void> {
   return transaction(
     db,
     async (tx) => {
@@ -67,9 +72,12 @@ export function enrollHost(
     async (tx) => {
       const hash = Uint8Array.from(tokenHash);
       const token = await tx.joinToken.findUnique({ where: { hash } });
-      if (token === null) throw new CustodyError('join_token_unknown', 'the join token is not known here', newToken);
-      if (token.usedAt !== null) throw new CustodyError('join_token_used', 'the join token was used already', newToken);
-      if (token.expiresAt <= now) throw new CustodyError('join_token_expired', 'the join token has expired', newToken);
+      if (token === null)
+        throw new CustodyError('join_token_unknown', 'the join token is not known here', newToken);
+      if (token.usedAt !== null)
+        throw new CustodyError('join_token_used', 'the join token was used already', newToken);
+      if (token.expiresAt <= now)
+        throw new CustodyError('join_token_expired', 'the join token has expired', newToken);
       const name = token.name ?? host.name;
       if (name === undefined) {
         throw new CustodyError('bad_request', 'neither the join token nor the host gives a name', {
@@ -78,14 +86,25 @@ export function enrollHost(
       }
       const { id, signingKey, sealingKey, busUserKey, agentVersion, containment } = host;
       const labels = token.labels as Record<string, string>;
-      const data = { id, name, labels, signingKey, sealingKey, busUserKey, agentVersion, containment, enrolledAt: now };
+      const data = {
+        id,
+        name,
+        labels,
+        signingKey,
+        sealingKey,
+        busUserKey,
+        agentVersion,
+        containment,
+        enrolledAt: now,
+      };
       const row = await tx.host.create({ data });
       // The condition makes the use atomic: of two hosts with one token, one finds no row.
       const used = await tx.joinToken.updateMany({
         where: { id: token.id, usedAt: null },
         data: { usedAt: now, usedByHost: id },
       });
-      if (used.count !== 1) throw new CustodyError('join_token_used', 'the join token was used already', newToken);
+      if (used.count !== 1)
+        throw new CustodyError('join_token_used', 'the join token was used already', newToken);
       await appendOwn(tx, author, entryFor(name));
       return toHost(row);
     },

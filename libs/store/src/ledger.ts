@@ -94,7 +94,8 @@ export function ingestLedger(db: Database, rows: readonly LedgerRow[], now: Date
       }
       const fresh = rows.filter((row) => isAfter(row, head));
       const [next] = fresh;
-      if (next === undefined) return head === undefined ? { outcome: 'gap', head } : { outcome: 'held', head, added: 0 };
+      if (next === undefined)
+        return head === undefined ? { outcome: 'gap', head } : { outcome: 'held', head, added: 0 };
       const expected = head === undefined || next.chainEpoch > head.epoch ? 1 : head.seq + 1;
       if (next.seq !== expected) return { outcome: 'gap', head };
       await insert(client, fresh, now);
@@ -143,7 +144,8 @@ async function findFork(
     const hashes = new Map(held.map((row) => [row.seq, hex(row.hash)]));
     for (const row of known) {
       const hash = hashes.get(row.seq);
-      if (hash !== undefined && hash !== row.hash) return { head, seq: row.seq, held: hash, offered: row.hash };
+      if (hash !== undefined && hash !== row.hash)
+        return { head, seq: row.seq, held: hash, offered: row.hash };
     }
   }
   const next = rows.find((row) => isAfter(row, head));
@@ -153,7 +155,9 @@ async function findFork(
 }
 
 function isAfter(row: LedgerRow, head: ChainHead | undefined): boolean {
-  return head === undefined || row.chainEpoch > head.epoch || (row.chainEpoch === head.epoch && row.seq > head.seq);
+  return (
+    head === undefined || row.chainEpoch > head.epoch || (row.chainEpoch === head.epoch && row.seq > head.seq)
+  );
 }
 
 async function insert(client: PoolClient, rows: readonly LedgerRow[], now: Date): Promise<void> {
@@ -193,7 +197,11 @@ export interface AuthorRow {
 }
 
 export async function ledgerAuthors(db: Database): Promise<AuthorRow[]> {
-  const rows = await db.prisma.ledgerHead.findMany({ where: { seq: { gt: 0 } }, orderBy: { author: 'asc' }, take: listRowsMax });
+  const rows = await db.prisma.ledgerHead.findMany({
+    where: { seq: { gt: 0 } },
+    orderBy: { author: 'asc' },
+    take: listRowsMax,
+  });
   return rows.map((row) => ({
     author: row.author,
     head: { epoch: row.chainEpoch, seq: row.seq, hash: hex(row.hash) },
@@ -233,7 +241,10 @@ export async function recentLines(
   limit: number,
 ): Promise<LineRow[]> {
   const rows = await db.prisma.ledgerEntry.findMany({
-    where: { ordinal: { gt: BigInt(asked.after) }, ...(asked.author === undefined ? {} : { author: asked.author }) },
+    where: {
+      ordinal: { gt: BigInt(asked.after) },
+      ...(asked.author === undefined ? {} : { author: asked.author }),
+    },
     orderBy: { ordinal: asked.last ? 'desc' : 'asc' },
     take: limit,
     select: { ordinal: true, author: true, ingestedAt: true, bytes: true, signature: true },
@@ -299,7 +310,13 @@ export async function possession(
   }));
 }
 
-function toLine(row: { ordinal: bigint; author: string; ingestedAt: Date; bytes: Uint8Array; signature: Uint8Array }): LineRow {
+function toLine(row: {
+  ordinal: bigint;
+  author: string;
+  ingestedAt: Date;
+  bytes: Uint8Array;
+  signature: Uint8Array;
+}): LineRow {
   return { ...row, ordinal: Number(row.ordinal) };
 }
 

@@ -28,7 +28,11 @@ export async function enqueue(tx: Transaction, message: NewMessage, now: Date): 
 
 /** The oldest unsent messages, in order. */
 export async function unsentMessages(db: Database): Promise<OutboxMessage[]> {
-  const rows = await db.prisma.outbox.findMany({ where: { sentAt: null }, orderBy: { id: 'asc' }, take: outboxBatchMax });
+  const rows = await db.prisma.outbox.findMany({
+    where: { sentAt: null },
+    orderBy: { id: 'asc' },
+    take: outboxBatchMax,
+  });
   return rows.map(({ id, subject, payload, headers }) => ({
     id,
     subject,

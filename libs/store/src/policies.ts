@@ -15,14 +15,22 @@ export function applyPolicy(
   db: Database,
   author: string,
   policy: Omit<PolicyRow, 'revision'>,
-  parts: { readonly entryFor: (revision: number) => NextEntry; readonly noticeFor: (revision: number) => NewMessage },
+  parts: {
+    readonly entryFor: (revision: number) => NextEntry;
+    readonly noticeFor: (revision: number) => NewMessage;
+  },
 ): Promise<PolicyRow> {
   return transaction(
     db,
     async (tx) => {
       await tx.$executeRaw`LOCK TABLE policy_revisions IN SHARE ROW EXCLUSIVE MODE`;
-      const newest = await tx.policyRevision.findFirst({ orderBy: { revision: 'desc' }, select: { revision: true } });
-      const row = await tx.policyRevision.create({ data: { ...policy, revision: (newest?.revision ?? 0) + 1 } });
+      const newest = await tx.policyRevision.findFirst({
+        orderBy: { revision: 'desc' },
+        select: { revision: true },
+      });
+      const row = await tx.policyRevision.create({
+        data: { ...policy, revision: (newest?.revision ?? 0) + 1 },
+      });
       await appendOwn(tx, author, parts.entryFor(row.revision));
       await enqueue(tx, parts.noticeFor(row.revision), policy.createdAt);
       return row;
@@ -31,7 +39,10 @@ export function applyPolicy(
   );
 }
 
-export async function policyRevision(db: Database, revision: number | 'current'): Promise<PolicyRow | undefined> {
+export async function policyRevision(
+  db: Database,
+  revision: number | 'current',
+): Promise<PolicyRow | undefined> {
   const row = await db.prisma.policyRevision.findFirst({
     ...(revision === 'current' ? {} : { where: { revision } }),
     orderBy: { revision: 'desc' },
@@ -40,7 +51,10 @@ export async function policyRevision(db: Database, revision: number | 'current')
 }
 
 export async function currentRevision(db: Database): Promise<number> {
-  const row = await db.prisma.policyRevision.findFirst({ orderBy: { revision: 'desc' }, select: { revision: true } });
+  const row = await db.prisma.policyRevision.findFirst({
+    orderBy: { revision: 'desc' },
+    select: { revision: true },
+  });
   return row?.revision ?? 0;
 }
 

@@ -73,7 +73,12 @@ export async function revocationHead(db: Database): Promise<number> {
 }
 
 /** What the grant's host put on record about one revocation. */
-export async function receiptBody(db: Database, grantId: string, hostId: string, epoch: number): Promise<unknown> {
+export async function receiptBody(
+  db: Database,
+  grantId: string,
+  hostId: string,
+  epoch: number,
+): Promise<unknown> {
   const { rows } = await db.pool.query<{ body: unknown }>(
     `SELECT body FROM ledger_entries
       WHERE grant_id = $1 AND kind = 'receipt' AND author = $2 AND body->>'epoch' = $3`,

@@ -44,7 +44,10 @@ export function putSecret(
     async (tx) => {
       const { path, createdAt, createdBy } = put;
       await tx.$executeRaw`INSERT INTO secrets (path, created_at) VALUES (${path}, ${createdAt}) ON CONFLICT (path) DO NOTHING`;
-      const secret = await tx.secret.update({ where: { path }, data: { deletedAt: null, lastVersion: { increment: 1 } } });
+      const secret = await tx.secret.update({
+        where: { path },
+        data: { deletedAt: null, lastVersion: { increment: 1 } },
+      });
       const version = secret.lastVersion;
       const sealed = put.seal(version);
       await tx.secretVersion.create({
@@ -109,7 +112,13 @@ export function recordReveal(db: Database, author: string, entry: NextEntry): Pr
 }
 
 /** Erases every version; the name stays, so that numbers are never used twice. */
-export function removeSecret(db: Database, author: string, path: string, now: Date, entry: NextEntry): Promise<void> {
+export function removeSecret(
+  db: Database,
+  author: string,
+  path: string,
+  now: Date,
+  entry: NextEntry,
+): Promise<void> {
   return transaction(
     db,
     async (tx) => {

@@ -33,7 +33,8 @@ export async function startTelemetry(
   environment: Readonly<Record<string, string | undefined>>,
 ): Promise<AsyncDisposable> {
   const wanted = askedFor.some((key) => (environment[key] ?? '') !== '');
-  if (!wanted || environment['OTEL_SDK_DISABLED'] === 'true') return { [Symbol.asyncDispose]: async () => {} };
+  if (!wanted || environment['OTEL_SDK_DISABLED'] === 'true')
+    return { [Symbol.asyncDispose]: async () => {} };
   const { NodeSDK } = await import('@opentelemetry/sdk-node');
   const sdk = new NodeSDK({
     serviceName: environment['OTEL_SERVICE_NAME'] ?? service,
@@ -50,7 +51,8 @@ export function traced<Result>(
   options: { readonly parent?: Carrier | undefined; readonly attributes?: Attributes },
   work: () => Promise<Result>,
 ): Promise<Result> {
-  const parent = options.parent === undefined ? context.active() : propagation.extract(ROOT_CONTEXT, options.parent);
+  const parent =
+    options.parent === undefined ? context.active() : propagation.extract(ROOT_CONTEXT, options.parent);
   return trace
     .getTracer(scope)
     .startActiveSpan(name, { attributes: options.attributes ?? {} }, parent, async (span) => {
@@ -58,7 +60,10 @@ export function traced<Result>(
         return await work();
       } catch (error) {
         // Only the class of the error: a message may carry what a trace must not.
-        span.setStatus({ code: SpanStatusCode.ERROR, message: error instanceof Error ? error.name : 'error' });
+        span.setStatus({
+          code: SpanStatusCode.ERROR,
+          message: error instanceof Error ? error.name : 'error',
+        });
         throw error;
       } finally {
         span.end();

@@ -1,6 +1,14 @@
 // Owns the typed call of an endpoint over HTTP: used by the terminal and by the agent's enrolment.
 import { CustodyError, isErrorCode } from '@custody/core/errors';
-import { endpoints, problem, type Action, type BodyOf, type ParamsOf, type QueryOf, type ReplyOf } from './http.ts';
+import {
+  endpoints,
+  problem,
+  type Action,
+  type BodyOf,
+  type ParamsOf,
+  type QueryOf,
+  type ReplyOf,
+} from './http.ts';
 import { parse } from './schema.ts';
 
 export interface ClientOptions {
@@ -15,7 +23,9 @@ type Sent<Name extends Action> = (undefined extends ParamsOf<Name> ? unknown : {
   (undefined extends BodyOf<Name> ? unknown : { body: BodyOf<Name> });
 
 /** What `Sent` says, where the name of the endpoint does not matter any more. */
-type Loose = Partial<Record<'params' | 'query', Readonly<Record<string, string | number | boolean | undefined>>>> & {
+type Loose = Partial<
+  Record<'params' | 'query', Readonly<Record<string, string | number | boolean | undefined>>>
+> & {
   readonly body?: unknown;
 };
 
@@ -40,9 +50,13 @@ export async function call<Name extends Action>(
   if (response.ok) return parse(reply, data, `the answer of ${method} ${path}`) as ReplyOf<Name>;
   const told = problem.safeParse(data);
   if (!told.success) {
-    throw new CustodyError('unavailable', `${method} ${url.pathname}: status ${response.status} from ${url.host}`, {
-      next: 'is CUSTODY_API the address of a control plane?',
-    });
+    throw new CustodyError(
+      'unavailable',
+      `${method} ${url.pathname}: status ${response.status} from ${url.host}`,
+      {
+        next: 'is CUSTODY_API the address of a control plane?',
+      },
+    );
   }
   const code = isErrorCode(told.data.code) ? told.data.code : 'internal';
   throw new CustodyError(code, told.data.detail, {

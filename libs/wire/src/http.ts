@@ -193,7 +193,10 @@ export const explanation = z.strictObject({
 });
 export type Explanation = z.infer<typeof explanation>;
 
-const wholeNumber = z.string().regex(/^\d{1,15}$/).transform(Number);
+const wholeNumber = z
+  .string()
+  .regex(/^\d{1,15}$/)
+  .transform(Number);
 const flag = z.enum(['true', 'false']).transform((text) => text === 'true');
 
 interface EndpointShape {
@@ -249,7 +252,10 @@ export const endpoints = {
       fields: z
         .record(fieldName, z.string().max(Math.ceil(secretValueBytesMax / 3) * 4))
         .refine((fields) => Object.keys(fields).length > 0, 'is empty')
-        .refine((fields) => Object.keys(fields).length <= secretFieldsMax, `has more than ${secretFieldsMax} fields`),
+        .refine(
+          (fields) => Object.keys(fields).length <= secretFieldsMax,
+          `has more than ${secretFieldsMax} fields`,
+        ),
     }),
     reply: secretSummary,
   },
@@ -306,7 +312,9 @@ export const endpoints = {
     method: 'GET',
     path: '/v1/policies/{revision}',
     summary: 'One policy revision, or `current`, with its text',
-    params: z.strictObject({ revision: z.string().regex(/^(?:current|\d{1,9})$/, 'is neither a number nor current') }),
+    params: z.strictObject({
+      revision: z.string().regex(/^(?:current|\d{1,9})$/, 'is neither a number nor current'),
+    }),
     reply: z.strictObject({ ...policySummary.shape, text: z.string() }),
   },
   'policy.explain': {
@@ -370,7 +378,8 @@ export const endpoints = {
   'revocation.get': {
     method: 'GET',
     path: '/v1/revocations/{epoch}',
-    summary: 'One revocation and its receipts; waits up to waitMs for the next receipt while some are pending',
+    summary:
+      'One revocation and its receipts; waits up to waitMs for the next receipt while some are pending',
     params: z.strictObject({ epoch: wholeNumber }),
     query: z.strictObject({ waitMs: wholeNumber.optional() }),
     reply: revocationView,
@@ -423,11 +432,12 @@ export const endpoints = {
 export type Endpoints = typeof endpoints;
 export type Action = keyof Endpoints;
 export type ReplyOf<Name extends Action> = z.output<Endpoints[Name]['reply']>;
-type PartOf<Name extends Action, Part extends string> = Endpoints[Name] extends Record<Part, infer Schema>
-  ? Schema extends z.ZodType
-    ? z.input<Schema>
-    : never
-  : undefined;
+type PartOf<Name extends Action, Part extends string> =
+  Endpoints[Name] extends Record<Part, infer Schema>
+    ? Schema extends z.ZodType
+      ? z.input<Schema>
+      : never
+    : undefined;
 export type BodyOf<Name extends Action> = PartOf<Name, 'body'>;
 export type QueryOf<Name extends Action> = PartOf<Name, 'query'>;
 export type ParamsOf<Name extends Action> = PartOf<Name, 'params'>;

@@ -72,8 +72,18 @@ export const hostKinds = {
 export const controlPlaneKinds = {
   control_plane_started: z.strictObject({ version: z.string() }),
   join_token_created: z.strictObject({ by: z.string(), tokenId: id, name: z.string().optional(), ttlMs }),
-  host_enrolled: z.strictObject({ hostId: id, name: z.string(), signingKey: z.string(), sealingKey: z.string() }),
-  secret_put: z.strictObject({ by: z.string(), path: secretPath, version: count, fields: z.array(z.string()) }),
+  host_enrolled: z.strictObject({
+    hostId: id,
+    name: z.string(),
+    signingKey: z.string(),
+    sealingKey: z.string(),
+  }),
+  secret_put: z.strictObject({
+    by: z.string(),
+    path: secretPath,
+    version: count,
+    fields: z.array(z.string()),
+  }),
   secret_revealed: z.strictObject({ by: z.string(), path: secretPath, version: count }),
   secret_removed: z.strictObject({ by: z.string(), path: secretPath }),
   policy_applied: z.strictObject({ by: z.string(), revision: count, sha256: z.string() }),
@@ -89,7 +99,13 @@ export const controlPlaneKinds = {
   }),
   denied: z.strictObject({ hostId: id, subject: z.string(), command: text, error: failure }),
   revoked: z.strictObject({ by: z.string(), epoch: count, target: revocationTarget, reason: z.string() }),
-  ledger_forked: z.strictObject({ hostId: id, chainEpoch: count, seq: count, held: z.string(), offered: z.string() }),
+  ledger_forked: z.strictObject({
+    hostId: id,
+    chainEpoch: count,
+    seq: count,
+    held: z.string(),
+    offered: z.string(),
+  }),
 } as const;
 
 export type HostKind = keyof typeof hostKinds;

@@ -33,7 +33,8 @@ export const failure = z.strictObject({
 export type Failure = z.infer<typeof failure>;
 
 export function failureOf(error: unknown): Failure {
-  if (!(error instanceof CustodyError)) return { code: 'internal', message: 'the control plane failed; its log says why' };
+  if (!(error instanceof CustodyError))
+    return { code: 'internal', message: 'the control plane failed; its log says why' };
   const { code, publicMessage, next } = error;
   return { code, message: publicMessage, ...(next === undefined ? {} : { next }) };
 }
@@ -116,7 +117,13 @@ export const revocationsAnswer = answer({ entries: z.array(jws).max(revocationPa
 export type RevocationsAnswer = z.infer<typeof revocationsAnswer>;
 
 /** The claims of a policy set (JWS, `typ` custody-policy); `labels` are the asking host's own. */
-export const policyClaims = z.strictObject({ revision: count, text: z.string(), hostId: id, labels, at: timestamp });
+export const policyClaims = z.strictObject({
+  revision: count,
+  text: z.string(),
+  hostId: id,
+  labels,
+  at: timestamp,
+});
 export type PolicyClaims = z.infer<typeof policyClaims>;
 
 /** `fleet.policy` says only that there is a newer one; `up.policy` fetches it signed. */

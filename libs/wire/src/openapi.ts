@@ -30,7 +30,10 @@ export function openApi(version: string): Json {
       summary: shape.summary,
       parameters: [...parameters('path', shape.params), ...parameters('query', shape.query)],
       responses: {
-        200: { description: 'done', content: { 'application/json': { schema: jsonSchema(shape.reply, 'output') } } },
+        200: {
+          description: 'done',
+          content: { 'application/json': { schema: jsonSchema(shape.reply, 'output') } },
+        },
         default: {
           description: `refused; status by code: ${errorCodes.map((code) => `${code} ${statusOf(code)}`).join(', ')}`,
           content: { 'application/problem+json': { schema: { $ref: '#/components/schemas/Problem' } } },
@@ -48,7 +51,11 @@ export function openApi(version: string): Json {
   }
   return {
     openapi: '3.1.0',
-    info: { title: 'Custody control plane', version, license: { name: 'Apache-2.0', identifier: 'Apache-2.0' } },
+    info: {
+      title: 'Custody control plane',
+      version,
+      license: { name: 'Apache-2.0', identifier: 'Apache-2.0' },
+    },
     security: [{ bearer: [] }],
     paths,
     components: {

@@ -2,7 +2,11 @@
 
 export const protocolVersion = 1;
 
-export const protocolHistory: readonly { readonly version: number; readonly date: string; readonly what: string }[] = [
+export const protocolHistory: readonly {
+  readonly version: number;
+  readonly date: string;
+  readonly what: string;
+}[] = [
   {
     version: 1,
     date: '2026-11-22',

@@ -4,15 +4,28 @@ import { CustodyError } from '@custody/core/errors';
 import { labelsMax, reasonBytesMax, runCommandBytesMax, ttlMsMax, ttlMsMin } from '@custody/core/limits';
 import { isEnvironmentName, isFieldName, isHostName, isSecretPath } from '@custody/core/names';
 
-export const id = z.string().regex(/^[a-z]{1,8}_[A-Za-z0-9]{8,40}$/).describe('an identifier such as g_…');
+export const id = z
+  .string()
+  .regex(/^[a-z]{1,8}_[A-Za-z0-9]{8,40}$/)
+  .describe('an identifier such as g_…');
 export const timestamp = z.iso.datetime({ precision: 3 }).describe('RFC 3339, UTC, milliseconds');
 export const secretPath = z.string().refine(isSecretPath, 'is not a secret path such as prod/stripe');
 export const fieldName = z.string().refine(isFieldName, 'is not a field name such as api_key');
-export const hostName = z.string().refine(isHostName, 'is not a host name: lower-case letters, digits, hyphens');
-export const environmentName = z.string().refine(isEnvironmentName, 'is not the name of an environment variable');
-export const base64Url = z.string().regex(/^[A-Za-z0-9_-]+$/).max(4_096);
+export const hostName = z
+  .string()
+  .refine(isHostName, 'is not a host name: lower-case letters, digits, hyphens');
+export const environmentName = z
+  .string()
+  .refine(isEnvironmentName, 'is not the name of an environment variable');
+export const base64Url = z
+  .string()
+  .regex(/^[A-Za-z0-9_-]+$/)
+  .max(4_096);
 export const base64 = z.base64().max(2_000_000);
-export const jws = z.string().regex(/^[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+$/).max(700_000);
+export const jws = z
+  .string()
+  .regex(/^[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+$/)
+  .max(700_000);
 export const reason = z.string().min(1).max(reasonBytesMax);
 export const ttlMs = z.int().min(ttlMsMin).max(ttlMsMax);
 export const count = z.int().min(0);
@@ -38,7 +51,11 @@ export type Held = z.infer<typeof held>;
 const utf8 = new TextDecoder('utf-8', { fatal: true });
 
 /** Checks a value against its schema. Throws `bad_request`, naming the place and never the value. */
-export function parse<Schema extends z.ZodType>(schema: Schema, value: unknown, what: string): z.output<Schema> {
+export function parse<Schema extends z.ZodType>(
+  schema: Schema,
+  value: unknown,
+  what: string,
+): z.output<Schema> {
   const result = schema.safeParse(value);
   if (result.success) return result.data;
   const problems = result.error.issues.slice(0, 3).map((issue) => {
@@ -51,7 +68,11 @@ export function parse<Schema extends z.ZodType>(schema: Schema, value: unknown, 
 }
 
 /** Decodes JSON bytes strictly: broken UTF-8 is `bad_utf8`, broken JSON `bad_request`. */
-export function parseJson<Schema extends z.ZodType>(schema: Schema, bytes: Uint8Array, what: string): z.output<Schema> {
+export function parseJson<Schema extends z.ZodType>(
+  schema: Schema,
+  bytes: Uint8Array,
+  what: string,
+): z.output<Schema> {
   return parse(schema, jsonOf(bytes, what), what);
 }
 
@@ -67,11 +88,13 @@ export function jsonOf(bytes: Uint8Array, what: string): unknown {
   } catch (cause) {
     // The parser's own message quotes the input, which may be a secret: it stays out of the answer and of `cause`.
     const at = cause instanceof SyntaxError ? /position (\d+)/.exec(cause.message)?.[1] : undefined;
-    throw new CustodyError('bad_request', `${what}: not valid JSON${at === undefined ? '' : ` at byte ${at}`}`);
+    throw new CustodyError(
+      'bad_request',
+      `${what}: not valid JSON${at === undefined ? '' : ` at byte ${at}`}`,
+    );
   }
 }
 
 export function encodeJson(value: unknown): Uint8Array {
   return new TextEncoder().encode(JSON.stringify(value));
 }
-
