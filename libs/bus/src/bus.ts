@@ -12,7 +12,8 @@ export interface Subscription extends AsyncDisposable {
 }
 
 /**
- * - `connected`, `disconnected`: the link came or went; subscriptions come back by themselves.
+ * - `connected`: the link is back and the server has every subscription again: now catch up.
+ * - `disconnected`: the link went; it and the subscriptions come back by themselves.
  * - `refused`: a subject or the user itself was refused; `detail` says which.
  * - `closed`: the owner closed the bus; nothing follows.
  */

@@ -451,7 +451,7 @@ class NatsBus implements Bus {
 
   #noticed(status: Status): void {
     if (status.type === 'disconnect') this.#down(status.server);
-    if (status.type === 'reconnect') this.#up(status.server);
+    if (status.type === 'reconnect') void this.#up(status.server);
     if (status.type === 'staleConnection') dropSocket(this.#nc);
     if (status.type === 'error') this.#failed(status.error);
     if (status.type === 'close') {
@@ -471,7 +471,13 @@ class NatsBus implements Bus {
     this.#tell('disconnected', server);
   }
 
-  #up(server: string): void {
+  /** Connected means that the server has the subscriptions again, so that catching up misses nothing. */
+  async #up(server: string): Promise<void> {
+    try {
+      await this.#nc.flush();
+    } catch {
+      return; // lost again; the next reconnect says so
+    }
     this.#connected = true;
     this.#refusedTold = false;
     this.#readBytes = this.#sentBytes;
