@@ -8,6 +8,7 @@ export default defineConfig({
   resolve: source,
   ssr: { resolve: source },
   test: {
+    globalSetup: ['libs/testkit/src/database-setup.ts'],
     globals: false,
     testTimeout: 20_000,
     hookTimeout: 30_000,

@@ -68,6 +68,7 @@ export class Link implements AsyncDisposable {
   #state: LinkState = 'down';
   #policy: PolicyCopy | undefined;
   #catchingUp: Promise<void> | undefined;
+  #refreshing: Promise<void> | undefined;
   /** Why the last catching up failed. */
   #failure: Error | undefined;
   #timer: NodeJS.Timeout | undefined;
@@ -126,6 +127,19 @@ export class Link implements AsyncDisposable {
     this.catchUp();
     await this.#catchingUp;
     if (this.#failure !== undefined) throw this.#failure;
+  }
+
+  /** Makes sure that the policy copy is the newest. Without a network it stays what it is. */
+  async refreshPolicy(): Promise<void> {
+    if (this.#bus?.connected !== true) return;
+    try {
+      this.#refreshing ??= this.#pullPolicy().finally(() => {
+        this.#refreshing = undefined;
+      });
+      await this.#refreshing;
+    } catch (error) {
+      this.#options.log.warn({ err: error }, 'the policy copy could not be refreshed; it denies as it stands');
+    }
   }
 
   /** Asks for a grant. Throws the control plane's refusal, or `control_plane_unreachable`. */

@@ -236,8 +236,8 @@ export class Runs implements AsyncDisposable {
     if (this.#runs.size >= runsPerHostMax) {
       throw new CustodyError('agent_unavailable', `${this.#runs.size} runs are open on this host, the most it takes`);
     }
+    await this.#denyByCopy(ask, peer, link);
     await link.whenReady();
-    this.#denyByCopy(ask, peer, link);
     const parent = this.#parentOf(ask, peer);
     const askedBootMs = bootMs();
     const runId = newId('r');
@@ -290,16 +290,27 @@ export class Runs implements AsyncDisposable {
     return run.revoked !== undefined;
   }
 
-  /** A clear denial needs no network; a permission does: the control plane decides. */
-  #denyByCopy(ask: Ask, peer: Peer, link: Link): void {
+  /**
+   * A clear denial needs no network; a permission does: the control plane decides. The copy may be older
+   * than what an operator applied a moment ago, so with a network it is made sure of before it denies.
+   */
+  async #denyByCopy(ask: Ask, peer: Peer, link: Link): Promise<void> {
+    if (this.#denialOf(ask, peer, link) === undefined) return;
+    await link.refreshPolicy();
+    const denial = this.#denialOf(ask, peer, link);
+    if (denial !== undefined) throw denial;
+  }
+
+  #denialOf(ask: Ask, peer: Peer, link: Link): CustodyError | undefined {
     const copy = link.policy;
-    if (copy === undefined) return;
+    if (copy === undefined) return undefined;
     const host = this.#options.hostName;
     for (const { path } of ask.wanted) {
       const request = { host, labels: copy.labels, uid: peer.uid, path, program: ask.command[0] ?? '', reason: ask.reason };
       const decision = copy.engine.decide(request);
-      if (!decision.allow) throw deniedByPolicy(localUser(host, peer.uid), path, copy.revision, decision.policyIds);
+      if (!decision.allow) return deniedByPolicy(localUser(host, peer.uid), path, copy.revision, decision.policyIds);
     }
+    return undefined;
   }
 
   #parentOf(ask: Ask, peer: Peer): { grantId: string; remainingMs: number } | undefined {

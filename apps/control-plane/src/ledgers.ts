@@ -32,6 +32,8 @@ const ingestLag = histogram('custody.ledger.ingest_lag', 'from writing on the ho
 
 export class Ledgers {
   readonly #options: LedgersOptions;
+  /** The batch of each host that is being taken: the next waits for it, so that order on the wire stays order. */
+  readonly #taking = new Map<string, Promise<void>>();
 
   constructor(options: LedgersOptions) {
     this.#options = options;
@@ -46,7 +48,15 @@ export class Ledgers {
       maxBytes: 1_073_741_824,
       maxMessages: 1_000_000,
     });
-    return bus.consume(ledgerStream, 'control-plane', (message) => this.#take(bus, message), { maxAckPending: 16 });
+    return bus.consume(ledgerStream, 'control-plane', (message) => this.#inOrder(bus, message), { maxAckPending: 64 });
+  }
+
+  async #inOrder(bus: Bus, message: DurableMessage): Promise<void> {
+    const before = this.#taking.get(message.subject) ?? Promise.resolve();
+    const mine = before.then(() => this.#take(bus, message));
+    this.#taking.set(message.subject, mine);
+    await mine;
+    if (this.#taking.get(message.subject) === mine) this.#taking.delete(message.subject);
   }
 
   async #take(bus: Bus, message: DurableMessage): Promise<void> {

@@ -22,13 +22,19 @@ export class Secrets {
     this.#options = options;
   }
 
-  put(by: string, path: string, encoding: 'utf8' | 'base64', given: Record<string, string>): Promise<store.VersionRow> {
+  async put(
+    by: string,
+    path: string,
+    encoding: 'utf8' | 'base64',
+    given: Record<string, string>,
+  ): Promise<store.VersionRow> {
     const { db, authority, kek, now } = this.#options;
     const createdAt = now();
     const fields = Object.keys(given).toSorted();
     const values = new Map(fields.map((name) => [name, bytesOf(name, given[name] ?? '', encoding)]));
     using plaintext = new Secret(encodeFields(values));
-    return store.putSecret(db, authority.author, {
+    // Awaited here: the plaintext is wiped when this function is left.
+    return await store.putSecret(db, authority.author, {
       path,
       fields,
       createdAt,

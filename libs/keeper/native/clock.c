@@ -5,12 +5,14 @@
 
 static timer_t alarm_timer;
 
-int64_t boot_ms(void) {
+int64_t boot_us(void) {
   struct timespec now;
   /* CLOCK_BOOTTIME counts through suspends and no wall-clock change moves it. */
   clock_gettime(CLOCK_BOOTTIME, &now);
-  return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+  return (int64_t)now.tv_sec * 1000000 + now.tv_nsec / 1000;
 }
+
+int64_t boot_ms(void) { return boot_us() / 1000; }
 
 bool alarm_open(void) {
   /* A timerfd would leave a keeper that job control has stopped asleep past its ceiling. SIGCONT wakes

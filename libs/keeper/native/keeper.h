@@ -39,8 +39,9 @@ __attribute__((format(printf, 1, 2))) void say_more(const char *format, ...);
 /* Writes '?' over every control byte: names and lines go to terminals and into line formats. */
 void blank_controls(char *text, size_t bytes);
 
-/* clock.c: milliseconds on the host's boot-time clock. */
+/* clock.c: milliseconds and microseconds on the host's boot-time clock. */
 int64_t boot_ms(void);
+int64_t boot_us(void);
 /* Makes the one alarm of this process; false, with errno, when the kernel has none. */
 bool alarm_open(void);
 /* SIGCONT to this process at that instant, and every second after it until it is set again. */

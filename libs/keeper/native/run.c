@@ -38,7 +38,7 @@ static bool root_gone, root_stopped;
 static struct row root_end; /* how and how_number */
 
 static const char *cause; /* NULL: the run has not begun to end */
-static int64_t signalled_boot_ms = NEVER, kill_boot_ms = NEVER, pass_boot_ms;
+static int64_t signalled_boot_us = NEVER, kill_boot_ms = NEVER, pass_boot_ms;
 static int64_t pass_pause_ms = PASS_MS_MIN;
 static unsigned kill_passes;
 static int survivors, processes;
@@ -286,9 +286,9 @@ static int ask(void) {
 
 /* Returns how many were alive; a process that has been sent a KILL is as good as dead. */
 static int act(enum act what) {
-  int64_t now_boot_ms = boot_ms();
+  int64_t now_boot_us = boot_us();
   struct walk walk = containment.pass(what, &rows);
-  if (walk.living > 0 && signalled_boot_ms == NEVER) signalled_boot_ms = now_boot_ms;
+  if (walk.living > 0 && signalled_boot_us == NEVER) signalled_boot_us = now_boot_us;
   if (walk.refused && !refusal_said) {
     refusal_said = true;
     say("a process of the run may not be signalled from here (it changed its user); waiting for it to end");
@@ -464,12 +464,12 @@ static void supervise(void) {
 
 /* --- the account ------------------------------------------------------------------------------ */
 
-static void put_ended(int64_t empty_boot_ms) {
+static void put_ended(int64_t empty_boot_us) {
   frame_begin("ended");
   frame_text("cause", cause == NULL ? "exit" : cause);
   frame_print("root_status", "%s:%d", root_end.how == 'e' ? "exit" : "signal", root_end.how_number);
-  if (signalled_boot_ms != NEVER) frame_print("signalled_boot_ms", "%lld", (long long)signalled_boot_ms);
-  frame_print("empty_boot_ms", "%lld", (long long)empty_boot_ms);
+  if (signalled_boot_us != NEVER) frame_print("signalled_boot_us", "%lld", (long long)signalled_boot_us);
+  frame_print("empty_boot_us", "%lld", (long long)empty_boot_us);
   frame_print("survivors", "%d", survivors);
   frame_print("processes", "%d", processes);
   for (size_t i = 0; i < rows.count; i++) {
@@ -485,10 +485,10 @@ static void put_ended(int64_t empty_boot_ms) {
 }
 
 static void report(void) {
-  int64_t empty_boot_ms = boot_ms(), until_boot_ms = empty_boot_ms + DELIVER_MS_MAX;
+  int64_t empty_boot_us = boot_us(), until_boot_ms = boot_ms() + DELIVER_MS_MAX;
   for (;;) {
     if (link_fd() >= 0 || resume()) {
-      put_ended(empty_boot_ms);
+      put_ended(empty_boot_us);
       if (link_send(SEND_MS_MAX)) return;
     }
     if (boot_ms() >= until_boot_ms) return; /* the agent finds the open run in its own ledger */

@@ -1,0 +1,135 @@
+// Owns `custody grant …` and `custody revoke`.
+import type { Command } from 'commander';
+import { formatDuration } from '@custody/core/duration';
+import { waitForReceiptMsDefault } from '@custody/core/limits';
+import type { GrantView, ReceiptView, RevocationView } from '@custody/wire/http';
+import { ask, note, show, table, type Context } from './context.ts';
+
+export function grantCommands(program: Command, context: Context): void {
+  const grant = program.command('grant').description('what runs hold');
+
+  grant
+    .command('list')
+    .description('list grants, newest first')
+    .option('--active', 'only those whose tree may still be alive')
+    .option('--json', 'answer as JSON')
+    .action(async (options: { active?: boolean; json?: boolean }) => {
+      const query = options.active === true ? { active: 'true' as const } : {};
+      const { grants } = await ask(context, 'grant.list', { query });
+      show(context, options.json, grants, () => (grants.length === 0 ? 'no grants' : grantTable(grants)));
+    });
+
+  grant
+    .command('show')
+    .description('show one grant and how it ended')
+    .argument('<id>')
+    .option('--json', 'answer as JSON')
+    .action(async (grantId: string, options: { json?: boolean }) => {
+      const found = await ask(context, 'grant.get', { params: { grantId } });
+      show(context, options.json, found, () => grantText(found));
+    });
+}
+
+export function revokeCommand(program: Command, context: Context): void {
+  program
+    .command('revoke')
+    .description('take a credential back, now, wherever it is held')
+    .requiredOption('--grant <id>', 'the grant; custody grant list --active shows them')
+    .option('--reason <text>', 'goes on record', 'no reason given')
+    .option('--wait', 'wait for the receipts; exit 0 when proven, 3 when only bounded')
+    .option('--json', 'answer as JSON')
+    .action(async (options: { grant: string; reason: string; wait?: boolean; json?: boolean }) => {
+      const { reason } = options;
+      let revocation = await ask(context, 'revocation.create', {
+        body: { target: { kind: 'grant', id: options.grant }, reason },
+      });
+      if (options.wait === true) revocation = await untilKnown(context, revocation);
+      show(context, options.json, revocation, () => revocationText(revocation));
+      if (options.wait === true && !revocation.proven) process.exitCode = 3;
+    });
+}
+
+/** Follows the receipts until each is proven or its bound has passed. */
+async function untilKnown(context: Context, made: RevocationView): Promise<RevocationView> {
+  let revocation = made;
+  let said = '';
+  for (;;) {
+    const pending = revocation.receipts.filter((receipt) => receipt.state === 'pending');
+    if (pending.length === 0) return revocation;
+    const line = pending.map(({ host, boundAt }) => `waiting for ${host}; its ceiling ends it by ${boundAt} at the latest`).join('\n');
+    revocation = await ask(
+      context,
+      'revocation.get',
+      { params: { epoch: String(revocation.epoch) }, query: { waitMs: '1000' } },
+      waitForReceiptMsDefault * 2,
+    );
+    if (!revocation.proven && line !== said) note(context, line);
+    said = line;
+  }
+}
+
+export function receiptText(receipt: ReceiptView): string {
+  switch (receipt.state) {
+    case 'pending':
+      return `${receipt.host}: no receipt yet; the ceiling ends it by ${receipt.boundAt} at the latest`;
+    case 'bounded':
+      return `${receipt.host}: no receipt; the ceiling had ended it by ${receipt.boundAt}`;
+    case 'already_ended':
+      return `${receipt.host}: the run had already ended`;
+    case 'killed': {
+      const ms = receipt.emptyMicros === undefined ? '?' : (receipt.emptyMicros / 1_000).toFixed(1);
+      return (
+        `${receipt.host}: killed; tree empty ${ms} ms after the host heard of it, ` +
+        `${receipt.processes ?? 0} processes, survivors after that: 0 (${receipt.containment ?? ''})`
+      );
+    }
+  }
+}
+
+function revocationText(revocation: RevocationView): string {
+  const head = `revocation ${revocation.epoch}: ${revocation.target.kind} ${revocation.target.id}: ${revocation.reason}`;
+  return [head, ...revocation.receipts.map((receipt) => `  ${receiptText(receipt)}`)].join('\n');
+}
+
+function grantTable(grants: readonly GrantView[]): string {
+  return table(
+    ['GRANT', 'STATE', 'HOST', 'SUBJECT', 'HOLDS', 'CEILING', 'COMMAND'],
+    grants.map((grant) => [
+      grant.grantId,
+      grant.ended === undefined ? grant.state : `${grant.state} (${grant.ended.cause})`,
+      grant.host,
+      grant.subject,
+      [...new Set(grant.credentials.map((held) => `${held.path}@${held.version}`))].join(',') || '-',
+      grant.ceilingAt,
+      grant.command.join(' ').slice(0, 60),
+    ]),
+  );
+}
+
+function grantText(grant: GrantView): string {
+  const rows: [string, string][] = [
+    ['grant', grant.grantId],
+    ['state', grant.state],
+    ['host', grant.host],
+    ['subject', `${grant.subject} (uid ${grant.uid})`],
+    ['command', grant.command.join(' ')],
+    ['folder', grant.cwd],
+    ...grant.credentials.map((held): [string, string] => ['holds', `${held.name} = ${held.path}/${held.field} version ${held.version}`]),
+    ['policy', `revision ${grant.policyRevision}: ${grant.policyIds.join(', ')}`],
+    ['granted', grant.grantedAt],
+    ['ceiling', `${formatDuration(grant.ceilingMs)}, ${grant.ceilingAt}`],
+    ['containment', grant.containment],
+    ...(grant.root === undefined ? [] : [['root', `pid ${grant.root.pid}`] as [string, string]]),
+    ...(grant.reason === undefined ? [] : [['reason', grant.reason] as [string, string]]),
+    ...(grant.parent === undefined ? [] : [['parent', grant.parent] as [string, string]]),
+  ];
+  const { ended } = grant;
+  if (ended !== undefined) {
+    rows.push(
+      ['ended', `${ended.at}: ${ended.cause}${ended.rootStatus === undefined ? '' : `, root ${ended.rootStatus}`}`],
+      ['accounted for', `${ended.processes} processes; ${ended.survivors} alive when the root had gone; proof: ${ended.proof}`],
+      ...ended.rows.map((row): [string, string] => ['process', `${row.pid} ${row.name}: ${row.how} (parent ${row.ppid})`]),
+    );
+  }
+  return table(['FIELD', 'VALUE'], rows);
+}
