@@ -47,6 +47,8 @@ export class Ledgers {
       retention: 'workqueue',
       maxBytes: 1_073_741_824,
       maxMessages: 1_000_000,
+      // One host cannot fill the stream for all.
+      maxMessagesPerSubject: 1_024,
     });
     return bus.consume(ledgerStream, 'control-plane', (message) => this.#inOrder(bus, message), { maxAckPending: 64 });
   }
