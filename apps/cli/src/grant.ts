@@ -77,13 +77,15 @@ export function receiptText(receipt: ReceiptView): string {
     case 'already_ended':
       return `${receipt.host}: the run had already ended`;
     case 'killed': {
-      const ms = receipt.emptyMicros === undefined ? '?' : (receipt.emptyMicros / 1_000).toFixed(1);
-      return (
-        `${receipt.host}: killed; tree empty ${ms} ms after the host heard of it, ` +
-        `${receipt.processes ?? 0} processes, survivors after that: 0 (${receipt.containment ?? ''})`
-      );
+      const { signalledMicros, emptyMicros, processes = 0, survivors = 0, containment = '' } = receipt;
+      const after = `signalled ${milliseconds(signalledMicros)} and tree empty ${milliseconds(emptyMicros)} after the host heard of it`;
+      return `${receipt.host}: killed; ${after}; processes ended ${processes}, survivors ${survivors} (${containment})`;
     }
   }
+}
+
+function milliseconds(micros: number | undefined): string {
+  return micros === undefined ? 'at an unknown time' : `${(micros / 1_000).toFixed(1)} ms`;
 }
 
 function revocationText(revocation: RevocationView): string {
@@ -127,7 +129,7 @@ function grantText(grant: GrantView): string {
   if (ended !== undefined) {
     rows.push(
       ['ended', `${ended.at}: ${ended.cause}${ended.rootStatus === undefined ? '' : `, root ${ended.rootStatus}`}`],
-      ['accounted for', `${ended.processes} processes; ${ended.survivors} alive when the root had gone; proof: ${ended.proof}`],
+      ['reaped', `${ended.processes} processes; ${ended.survivors} alive when the root had gone; proof: ${ended.proof}`],
       ...ended.rows.map((row): [string, string] => ['process', `${row.pid} ${row.name}: ${row.how} (parent ${row.ppid})`]),
     );
   }
