@@ -283,7 +283,7 @@ function inherited(environment: Readonly<Record<string, string | undefined>>): R
   const kept = Object.entries(environment).filter(
     ([key, value]) =>
       value !== undefined &&
-      (key.startsWith('OTEL_') || ['PATH', 'HOME', 'LANG', 'TZ', 'TMPDIR'].includes(key)),
+      (key.startsWith('OTEL_') || ['PATH', 'HOME', 'LANG', 'TZ', 'TMPDIR', 'CUSTODY_LOG'].includes(key)),
   );
   return Object.fromEntries(kept) as Record<string, string>;
 }

@@ -25,6 +25,7 @@ export class Part implements AsyncDisposable {
   #current: Started;
   #loop: Promise<void>;
   #restarted = Promise.withResolvers<number>();
+  #held: PromiseWithResolvers<void> | undefined;
 
   private constructor(options: PartOptions, first: Started) {
     this.name = options.name;
@@ -51,8 +52,25 @@ export class Part implements AsyncDisposable {
     return { dead, restarted };
   }
 
+  /** Ends the part and keeps it down until `up`. Resolves when it has gone. */
+  async down(signal: NodeJS.Signals): Promise<void> {
+    this.#held ??= Promise.withResolvers();
+    const { dead } = await this.kill(signal);
+    await dead;
+  }
+
+  /** Starts it again after `down`. Resolves with its pid when it is ready. */
+  async up(): Promise<number> {
+    if (this.#held === undefined) return this.pid;
+    const restarted = this.#restarted.promise;
+    this.#held.resolve();
+    this.#held = undefined;
+    return restarted;
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
     this.#stopping.abort();
+    this.#held?.resolve();
     await this.#current.stop();
     await this.#loop;
   }
@@ -64,6 +82,8 @@ export class Part implements AsyncDisposable {
       await this.#current.exited;
       if (this.#stopping.signal.aborted) return;
       onEvent({ part: name, what: 'died', detail: `pid ${this.#current.pid}` });
+      await this.#held?.promise;
+      if (this.#stopping.signal.aborted) return;
       for (;;) {
         try {
           this.#current = await start();
