@@ -1,4 +1,4 @@
-// The test run: unit tests beside their rooms, and the suites over the real constellation in test/.
+// Owns the test run: unit tests beside their rooms, and the suites over the real constellation in test/.
 import { defineConfig } from 'vitest/config';
 
 // Without `import`: a worker would take it for `require` too, and pg would get pg-pool's ES module.

@@ -154,7 +154,7 @@ function relativeImport({ source, specifier, at, tell }: Seen): void {
 
 function fileRules({ path, room, part, syntax }: SourceFile, tell: Tell): void {
   if (room === undefined || part !== 'src') return;
-  if (!/\/(config|main)\.ts$/.test(path)) {
+  if (room !== 'libs/testkit' && !/\/(config|main)\.ts$/.test(path)) {
     const why = 'what a program is told from outside is read and checked in one place';
     for (const line of syntax.environment) {
       tell('the environment outside config.ts and main.ts', `${path}:${line}`, 'process.env', why);

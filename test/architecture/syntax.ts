@@ -1,4 +1,4 @@
-// Owns what the checks know of a source file by its syntax: what it imports, which names it reaches for, how long its functions are.
+// Owns what the checks know of a source file by its syntax: imports, what it reaches for, how long its functions are.
 import { parseAst } from 'vitest/node';
 
 export interface Import {

@@ -4,7 +4,12 @@ import type { Bus } from '@custody/bus/bus';
 import { BusError } from '@custody/bus/errors';
 import { parsePolicies, PolicyEngine } from '@custody/core/cedar';
 import { CustodyError } from '@custody/core/errors';
-import { catchUpIntervalMs, grantRequestTimeoutMs, pullTimeoutMs, revocationsKeptMax } from '@custody/core/limits';
+import {
+  catchUpIntervalMs,
+  grantRequestTimeoutMs,
+  pullTimeoutMs,
+  revocationsKeptMax,
+} from '@custody/core/limits';
 import { classify, hits, type RevocableGrant } from '@custody/core/revocation';
 import { verifyJws } from '@custody/crypto/jws';
 import { writeFileAtomic } from '@custody/crypto/keyfiles';
@@ -100,7 +105,11 @@ export class Link implements AsyncDisposable {
       await bus.subscribe(fleet('revocation'), ({ data }) => {
         const heardBootMs = bootMs();
         const heardAt = wallClock();
-        this.#take(() => [parseJson(revocationBroadcast, data, 'revocation').entry], heardBootMs, heardAt);
+        void this.#take(
+          () => [parseJson(revocationBroadcast, data, 'revocation').entry],
+          heardBootMs,
+          heardAt,
+        );
       }),
       await bus.subscribe(fleet('policy'), ({ data }) => this.#heardOfPolicy(data)),
     );
@@ -138,7 +147,10 @@ export class Link implements AsyncDisposable {
       });
       await this.#refreshing;
     } catch (error) {
-      this.#options.log.warn({ err: error }, 'the policy copy could not be refreshed; it denies as it stands');
+      this.#options.log.warn(
+        { err: error },
+        'the policy copy could not be refreshed; it denies as it stands',
+      );
     }
   }
 
@@ -161,7 +173,8 @@ export class Link implements AsyncDisposable {
   async standing(grant: RevocableGrant, decidedEpoch: number): Promise<RevocationClaims | undefined> {
     if (decidedEpoch > this.cursor) {
       await this.#pullRevocations();
-      if (decidedEpoch > this.cursor) throw new CustodyError('host_behind', 'this host is behind on revocations');
+      if (decidedEpoch > this.cursor)
+        throw new CustodyError('host_behind', 'this host is behind on revocations');
     }
     return this.revokedSince(grant, decidedEpoch);
   }
@@ -253,9 +266,15 @@ export class Link implements AsyncDisposable {
   }
 
   async #pullPolicy(): Promise<void> {
-    const { signed } = await this.#ask('policy', { have: this.#policy?.revision ?? 0 }, policyAnswer, pullTimeoutMs);
+    const { signed } = await this.#ask(
+      'policy',
+      { have: this.#policy?.revision ?? 0 },
+      policyAnswer,
+      pullTimeoutMs,
+    );
     const claims = await this.#verify(signedTypes.policy, signed, policyClaims);
-    if (claims.hostId !== this.#options.hostId) throw new CustodyError('internal', 'a policy set for another host');
+    if (claims.hostId !== this.#options.hostId)
+      throw new CustodyError('internal', 'a policy set for another host');
     if (claims.revision < (this.#policy?.revision ?? 0)) return;
     const engine =
       claims.revision === this.#policy?.revision
@@ -278,12 +297,20 @@ export class Link implements AsyncDisposable {
     } catch (cause) {
       throw unreachable(whyUnreachable(cause), cause);
     }
-    const answer: { ok: true } | { ok: false; error: Parameters<typeof errorOf>[0] } = parseJson(schema, data, what);
+    const answer: { ok: true } | { ok: false; error: Parameters<typeof errorOf>[0] } = parseJson(
+      schema,
+      data,
+      what,
+    );
     if (!answer.ok) throw errorOf(answer.error);
     return answer as Extract<z.output<Answer>, { ok: true }>;
   }
 
-  async #verify<Schema extends z.ZodType>(typ: string, token: string, schema: Schema): Promise<z.output<Schema>> {
+  async #verify<Schema extends z.ZodType>(
+    typ: string,
+    token: string,
+    schema: Schema,
+  ): Promise<z.output<Schema>> {
     return parse(schema, await verifyJws(this.#options.controlPlaneKey, typ, token), typ);
   }
 

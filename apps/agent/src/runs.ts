@@ -2,7 +2,14 @@
 import { decideCeiling } from '@custody/core/grant';
 import { deniedByPolicy, localUser } from '@custody/core/cedar';
 import { CustodyError } from '@custody/core/errors';
-import { graceMsDefault, keeperLagMsMax, keeperReturnMsMax, processRowsMax, refusalRecordsMax, runsPerHostMax } from '@custody/core/limits';
+import {
+  graceMsDefault,
+  keeperLagMsMax,
+  keeperReturnMsMax,
+  processRowsMax,
+  refusalRecordsMax,
+  runsPerHostMax,
+} from '@custody/core/limits';
 import { hits } from '@custody/core/revocation';
 import type { SealingKey } from '@custody/crypto/keys';
 import { decodeFields } from '@custody/crypto/payload';
@@ -85,7 +92,11 @@ export interface RunsOptions {
 
 const grantsReleased = counter('custody.agent.grants', 'grants released to a tree');
 const runsRefused = counter('custody.agent.refusals', 'runs refused, by code');
-const revokedToEmpty = histogram('custody.agent.revoked_to_empty', 'from hearing of a revocation to an empty tree', 'ms');
+const revokedToEmpty = histogram(
+  'custody.agent.revoked_to_empty',
+  'from hearing of a revocation to an empty tree',
+  'ms',
+);
 
 export class Runs implements AsyncDisposable {
   readonly #options: RunsOptions;
@@ -116,7 +127,8 @@ export class Runs implements AsyncDisposable {
     } else if (entry.kind === 'started') {
       const body = hostKinds.started.parse(entry.body);
       const run = this.#runs.get(body.grantId);
-      if (run !== undefined) Object.assign(run, { started: true, root: { pid: body.pid, startTicks: body.startTicks } });
+      if (run !== undefined)
+        Object.assign(run, { started: true, root: { pid: body.pid, startTicks: body.startTicks } });
     } else if (entry.kind === 'ended') {
       this.#runs.delete(hostKinds.ended.parse(entry.body).grantId);
     }
@@ -131,7 +143,13 @@ export class Runs implements AsyncDisposable {
     return Math.min(...[...this.#runs.values()].map((run) => run.releasedSeq));
   }
 
-  describe(): { grantId: string; uid: number; keeperPid: number; ceilingInMs: number; command: readonly string[] }[] {
+  describe(): {
+    grantId: string;
+    uid: number;
+    keeperPid: number;
+    ceilingInMs: number;
+    command: readonly string[];
+  }[] {
     const now = this.#options.bootMs();
     return [...this.#runs.values()].map(({ grantId, uid, keeperPid, ceilingBootMs, command }) => ({
       grantId,
@@ -145,7 +163,10 @@ export class Runs implements AsyncDisposable {
   /** After a restart: a keeper has this long to come back for its run; then the agent empties the tree itself. */
   awaitKeepers(): void {
     for (const run of this.#runs.values()) {
-      run.watch = setTimeout(() => this.#keeperLost(run), this.#options.alive(run.keeperPid) ? keeperReturnMsMax : 0);
+      run.watch = setTimeout(
+        () => this.#keeperLost(run),
+        this.#options.alive(run.keeperPid) ? keeperReturnMsMax : 0,
+      );
     }
   }
 
@@ -178,7 +199,10 @@ export class Runs implements AsyncDisposable {
   resume(grantId: string, peer: Peer, keeper: KeeperEnd): void {
     const run = this.#runs.get(grantId);
     if (run === undefined || run.uid !== peer.uid || run.keeperPid !== peer.pid) {
-      throw new CustodyError('not_found', `no open run of uid ${peer.uid} and pid ${peer.pid} holds grant ${grantId}`);
+      throw new CustodyError(
+        'not_found',
+        `no open run of uid ${peer.uid} and pid ${peer.pid} holds grant ${grantId}`,
+      );
     }
     this.attach(grantId, keeper);
   }
@@ -212,7 +236,10 @@ export class Runs implements AsyncDisposable {
     if (run === undefined) return;
     run.keeper = undefined;
     clearTimeout(run.watch);
-    run.watch = setTimeout(() => this.#keeperLost(run), this.#options.alive(run.keeperPid) ? keeperReturnMsMax : 0);
+    run.watch = setTimeout(
+      () => this.#keeperLost(run),
+      this.#options.alive(run.keeperPid) ? keeperReturnMsMax : 0,
+    );
   }
 
   /** One revocation, from the link. Kills first; the record follows when the tree is empty. */
@@ -234,7 +261,10 @@ export class Runs implements AsyncDisposable {
     const { link: linkOf, spool, hostName, bootMs, newId } = this.#options;
     const link = linkOf();
     if (this.#runs.size >= runsPerHostMax) {
-      throw new CustodyError('agent_unavailable', `${this.#runs.size} runs are open on this host, the most it takes`);
+      throw new CustodyError(
+        'agent_unavailable',
+        `${this.#runs.size} runs are open on this host, the most it takes`,
+      );
     }
     await this.#denyByCopy(ask, peer, link);
     await link.whenReady();
@@ -267,7 +297,12 @@ export class Runs implements AsyncDisposable {
       run.releasedSeq = await spool().append('released', releasedBody(run, claims, ask, peer, subject));
       if (this.#isRevoked(run)) {
         environment.forEach(([, value]) => value.fill(0));
-        this.#close(run, { ...nothing, cause: 'not_started', emptyBootMs: Math.floor(bootMs()), proof: 'keeper' });
+        this.#close(run, {
+          ...nothing,
+          cause: 'not_started',
+          emptyBootMs: Math.floor(bootMs()),
+          proof: 'keeper',
+        });
         throw revokedMeanwhile(undefined);
       }
       grantsReleased.add(1);
@@ -275,7 +310,10 @@ export class Runs implements AsyncDisposable {
         grantId: run.grantId,
         ceilingBootMs: run.ceilingBootMs,
         graceMs: run.graceMs,
-        environment: [...ask.plain.map(([name, value]) => [name, Buffer.from(value)] as const), ...environment],
+        environment: [
+          ...ask.plain.map(([name, value]) => [name, Buffer.from(value)] as const),
+          ...environment,
+        ],
         notes: granted.notes,
         wipe: () => environment.forEach(([, value]) => value.fill(0)),
       };
@@ -306,9 +344,17 @@ export class Runs implements AsyncDisposable {
     if (copy === undefined) return undefined;
     const host = this.#options.hostName;
     for (const { path } of ask.wanted) {
-      const request = { host, labels: copy.labels, uid: peer.uid, path, program: ask.command[0] ?? '', reason: ask.reason };
+      const request = {
+        host,
+        labels: copy.labels,
+        uid: peer.uid,
+        path,
+        program: ask.command[0] ?? '',
+        reason: ask.reason,
+      };
       const decision = copy.engine.decide(request);
-      if (!decision.allow) return deniedByPolicy(localUser(host, peer.uid), path, copy.revision, decision.policyIds);
+      if (!decision.allow)
+        return deniedByPolicy(localUser(host, peer.uid), path, copy.revision, decision.policyIds);
     }
     return undefined;
   }
@@ -317,11 +363,18 @@ export class Runs implements AsyncDisposable {
     if (ask.parent === undefined) return undefined;
     const parent = this.#runs.get(ask.parent);
     if (parent === undefined || parent.uid !== peer.uid) {
-      throw new CustodyError('run_unacceptable', `the grant around this run, ${ask.parent}, is not open here`, {
-        next: 'a run inside a run needs the outer one to be alive; unset CUSTODY_GRANT if there is none',
-      });
+      throw new CustodyError(
+        'run_unacceptable',
+        `the grant around this run, ${ask.parent}, is not open here`,
+        {
+          next: 'a run inside a run needs the outer one to be alive; unset CUSTODY_GRANT if there is none',
+        },
+      );
     }
-    return { grantId: parent.grantId, remainingMs: Math.max(0, Math.floor(parent.ceilingBootMs - this.#options.bootMs())) };
+    return {
+      grantId: parent.grantId,
+      remainingMs: Math.max(0, Math.floor(parent.ceilingBootMs - this.#options.bootMs())),
+    };
   }
 
   #register(ask: Ask, peer: Peer, claims: GrantClaims, askedBootMs: number): Run {
@@ -359,13 +412,20 @@ export class Runs implements AsyncDisposable {
       const values = decodeFields(plaintext);
       return ask.wanted.map(({ name, path, field }) => {
         const value = values.get(name);
-        if (value === undefined || !claims.credentials.some((each) => each.name === name && each.path === path)) {
+        if (
+          value === undefined ||
+          !claims.credentials.some((each) => each.name === name && each.path === path)
+        ) {
           throw new CustodyError('internal', `the control plane sent no value for ${name}`);
         }
         if (value.includes(0)) {
-          throw new CustodyError('run_unacceptable', `${path}/${field} holds a NUL byte: no environment variable can`, {
-            next: 'store it in another encoding, such as base64',
-          });
+          throw new CustodyError(
+            'run_unacceptable',
+            `${path}/${field} holds a NUL byte: no environment variable can`,
+            {
+              next: 'store it in another encoding, such as base64',
+            },
+          );
         }
         return [name, Uint8Array.from(value)];
       });
@@ -408,7 +468,10 @@ export class Runs implements AsyncDisposable {
       if (!this.#runs.has(run.grantId)) return;
       if (found.emptyBootMs === undefined) throw new Error(found.complaints[0] ?? 'processes are left');
       const rows = found.processes.slice(0, processRowsMax).map(recorded);
-      this.#options.log.warn({ grantId: run.grantId, killed: found.processes.length }, 'emptied a tree without its keeper');
+      this.#options.log.warn(
+        { grantId: run.grantId, killed: found.processes.length },
+        'emptied a tree without its keeper',
+      );
       this.#close(run, {
         cause: run.revoked === undefined ? 'lost' : 'revoked',
         rootStatus: undefined,
@@ -420,14 +483,20 @@ export class Runs implements AsyncDisposable {
         proof: 'sweep',
       });
     } catch (error) {
-      this.#options.log.error({ err: error, grantId: run.grantId }, 'a tree could not be emptied; trying again');
+      this.#options.log.error(
+        { err: error, grantId: run.grantId },
+        'a tree could not be emptied; trying again',
+      );
       run.watch = setTimeout(() => void this.#sweep(run), keeperReturnMsMax);
     } finally {
       run.sweeping = false;
     }
   }
 
-  #close(run: Run, end: Omit<Ended, 'cause'> & { cause: HostBody<'ended'>['cause']; proof: 'keeper' | 'sweep' }): void {
+  #close(
+    run: Run,
+    end: Omit<Ended, 'cause'> & { cause: HostBody<'ended'>['cause']; proof: 'keeper' | 'sweep' },
+  ): void {
     if (!this.#runs.delete(run.grantId)) return;
     clearTimeout(run.watch);
     const { grantId, runId, containment, revoked } = run;
@@ -444,7 +513,8 @@ export class Runs implements AsyncDisposable {
       containment,
     });
     if (revoked === undefined) return;
-    const micros = (bootMs: number): number => Math.max(0, Math.round((bootMs - revoked.heardBootMs) * 1_000));
+    const micros = (bootMs: number): number =>
+      Math.max(0, Math.round((bootMs - revoked.heardBootMs) * 1_000));
     revokedToEmpty.record(end.emptyBootMs - revoked.heardBootMs);
     this.#record('receipt', {
       grantId,
@@ -466,7 +536,8 @@ export class Runs implements AsyncDisposable {
       .append(kind, body)
       .then(
         () => {},
-        (error: unknown) => this.#options.log.error({ err: error, kind }, 'an entry could not be put on record'),
+        (error: unknown) =>
+          this.#options.log.error({ err: error, kind }, 'an entry could not be put on record'),
       )
       .finally(() => this.#closing.delete(written));
     this.#closing.add(written);
@@ -479,14 +550,28 @@ export class Runs implements AsyncDisposable {
     this.#options
       .spool()
       .append('refused', { uid: peer.uid, pid: peer.pid, command, error: failureOf(error) })
-      .catch((cause: unknown) => this.#options.log.error({ err: cause }, 'a refusal could not be put on record'))
+      .catch((cause: unknown) =>
+        this.#options.log.error({ err: cause }, 'a refusal could not be put on record'),
+      )
       .finally(() => (this.#refusalsWaiting -= 1));
   }
 }
 
-const nothing = { rootStatus: undefined, signalledBootMs: undefined, survivors: 0, processes: 0, rows: [] } as const;
+const nothing = {
+  rootStatus: undefined,
+  signalledBootMs: undefined,
+  survivors: 0,
+  processes: 0,
+  rows: [],
+} as const;
 
-function releasedBody(run: Run, claims: GrantClaims, ask: Ask, peer: Peer, subject: string): HostBody<'released'> {
+function releasedBody(
+  run: Run,
+  claims: GrantClaims,
+  ask: Ask,
+  peer: Peer,
+  subject: string,
+): HostBody<'released'> {
   return {
     grantId: run.grantId,
     runId: run.runId,

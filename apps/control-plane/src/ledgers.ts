@@ -28,7 +28,11 @@ export interface LedgersOptions {
 
 const redeliveryMs = 1_000;
 const entriesIngested = counter('custody.ledger.entries', 'ledger entries ingested');
-const ingestLag = histogram('custody.ledger.ingest_lag', 'from writing on the host to commit, by the two wall clocks', 'ms');
+const ingestLag = histogram(
+  'custody.ledger.ingest_lag',
+  'from writing on the host to commit, by the two wall clocks',
+  'ms',
+);
 
 export class Ledgers {
   readonly #options: LedgersOptions;
@@ -50,7 +54,9 @@ export class Ledgers {
       // One host cannot fill the stream for all.
       maxMessagesPerSubject: 1_024,
     });
-    return bus.consume(ledgerStream, 'control-plane', (message) => this.#inOrder(bus, message), { maxAckPending: 64 });
+    return bus.consume(ledgerStream, 'control-plane', (message) => this.#inOrder(bus, message), {
+      maxAckPending: 64,
+    });
   }
 
   async #inOrder(bus: Bus, message: DurableMessage): Promise<void> {
@@ -65,7 +71,9 @@ export class Ledgers {
     const { log } = this.#options;
     const hostId = hostOf(message.subject);
     try {
-      const head = await traced('ledger.ingest', { parent: message.headers }, () => this.#ingest(hostId, message.data));
+      const head = await traced('ledger.ingest', { parent: message.headers }, () =>
+        this.#ingest(hostId, message.data),
+      );
       // The receipt follows the commit; should it be lost, the host sends again and gets it again.
       if (hostId !== undefined && head !== undefined) {
         const receipt = await this.#options.authority.signReceipt({
@@ -101,7 +109,10 @@ export class Ledgers {
         if (result.added > 0) news.announce();
         return result.head;
       case 'gap':
-        log.warn({ host: host.name, held: result.head?.seq ?? 0, offered: rows[0]?.seq }, 'a ledger has a gap; asking for the rest');
+        log.warn(
+          { host: host.name, held: result.head?.seq ?? 0, offered: rows[0]?.seq },
+          'a ledger has a gap; asking for the rest',
+        );
         return result.head;
       case 'fork':
         await this.#recordFork(host.id, result);
@@ -113,7 +124,13 @@ export class Ledgers {
   async #recordFork(hostId: string, fork: Extract<store.Ingested, { outcome: 'fork' }>): Promise<void> {
     const { db, authority, now } = this.#options;
     const { seq, held, offered, head } = fork;
-    const entry = authority.entry('ledger_forked', now(), { hostId, chainEpoch: head.epoch, seq, held, offered });
+    const entry = authority.entry('ledger_forked', now(), {
+      hostId,
+      chainEpoch: head.epoch,
+      seq,
+      held,
+      offered,
+    });
     await transaction(db, (tx) => store.appendOwn(tx, authority.author, entry), { operation: 'record fork' });
   }
 
@@ -121,7 +138,9 @@ export class Ledgers {
   async recordStart(version: string): Promise<void> {
     const { db, authority, now } = this.#options;
     const entry = authority.entry('control_plane_started', now(), { version });
-    await transaction(db, (tx) => store.appendOwn(tx, authority.author, entry), { operation: 'record start' });
+    await transaction(db, (tx) => store.appendOwn(tx, authority.author, entry), {
+      operation: 'record start',
+    });
   }
 
   async authors(): Promise<LedgerAuthorView[]> {
@@ -130,7 +149,8 @@ export class Ledgers {
     const known = new Map(hosts.map((host) => [host.id, host]));
     return rows.flatMap((row) => {
       const host = known.get(row.author);
-      if (row.author === authority.author) return [{ ...row, name: row.author, publicKey: authority.publicKey }];
+      if (row.author === authority.author)
+        return [{ ...row, name: row.author, publicKey: authority.publicKey }];
       return host === undefined ? [] : [{ ...row, name: host.name, publicKey: host.signingKey }];
     });
   }
@@ -195,7 +215,8 @@ export class Ledgers {
 
 /** Lines as a host sent them: consecutive, linked, signed by that host's key. Throws `ledger_rejected`. */
 async function checkBatch(hostId: string, publicKey: string, data: Uint8Array): Promise<store.LedgerRow[]> {
-  const refuse = (why: string): CustodyError => new CustodyError('ledger_rejected', `a ledger batch of ${hostId}: ${why}`);
+  const refuse = (why: string): CustodyError =>
+    new CustodyError('ledger_rejected', `a ledger batch of ${hostId}: ${why}`);
   if (data.byteLength > ledgerBatchBytesMax * 2) throw refuse('too large');
   const text = Buffer.from(data);
   if (text.at(-1) !== 0x0a) throw refuse('it does not end with a line feed');

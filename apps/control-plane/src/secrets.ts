@@ -70,14 +70,23 @@ export class Secrets {
     const body = { by, path, version: row.version };
     await store.recordReveal(db, authority.author, authority.entry('secret_revealed', now(), body));
     using opened = this.#open(row, sealed);
-    const values = [...decodeFields(opened.reveal())].map(([name, value]) => [name, Buffer.from(value).toString('base64')]);
+    const values = [...decodeFields(opened.reveal())].map(([name, value]) => [
+      name,
+      Buffer.from(value).toString('base64'),
+    ]);
     return { ...row, values: Object.fromEntries(values) as Record<string, string> };
   }
 
   remove(by: string, path: string): Promise<void> {
     const { db, authority, now } = this.#options;
     const at = now();
-    return store.removeSecret(db, authority.author, path, at, authority.entry('secret_removed', at, { by, path }));
+    return store.removeSecret(
+      db,
+      authority.author,
+      path,
+      at,
+      authority.entry('secret_removed', at, { by, path }),
+    );
   }
 
   /** One field of the newest version. The caller wipes the bytes. Throws `secret_unknown` or `field_unknown`. */
@@ -112,7 +121,10 @@ function bytesOf(field: string, text: string, encoding: 'utf8' | 'base64'): Uint
     throw new CustodyError('bad_request', `field ${field}: the value is not base64`);
   }
   if (bytes.byteLength > secretValueBytesMax) {
-    throw new CustodyError('too_large', `field ${field} has ${bytes.byteLength} bytes, more than ${secretValueBytesMax}`);
+    throw new CustodyError(
+      'too_large',
+      `field ${field} has ${bytes.byteLength} bytes, more than ${secretValueBytesMax}`,
+    );
   }
   return bytes;
 }

@@ -41,7 +41,10 @@ export interface ControlPlaneDependencies {
   readonly now: () => Date;
 }
 
-/** Starts with migrations, then HTTP; the bus joins when it answers: without it `readyz` says so and hosts keep what they have. */
+/**
+ * Starts with migrations, then HTTP; the bus joins when it answers: without it `readyz` says so and hosts keep
+ * what they have.
+ */
 export async function startControlPlane(
   config: Config,
   { log, now }: ControlPlaneDependencies,

@@ -50,7 +50,10 @@ export type DurableMessage = Message & {
 export interface Bus extends AsyncDisposable {
   readonly connected: boolean;
 
-  /** At most once. Throws `unreachable`, `too_large`, `backlog`, `closed`, `bad_subject`; a refused subject goes to `onStatus`. */
+  /**
+   * At most once. Throws `unreachable`, `too_large`, `backlog`, `closed`, `bad_subject`; a refused subject goes
+   * to `onStatus`.
+   */
   publish(subject: string, data: Uint8Array, headers?: Headers): void;
 
   /** Rejects with `no_responder`, `timeout`, `refused`, `busy`, `failed`, `too_large`, `unreachable`, `closed`. */

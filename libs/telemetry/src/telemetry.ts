@@ -45,7 +45,10 @@ export async function startTelemetry(
   return { [Symbol.asyncDispose]: () => sdk.shutdown() };
 }
 
-/** Runs `work` in a span. `parent`: the context that came over the wire; absent: the current one. Errors end the span as failed. */
+/**
+ * Runs `work` in a span. `parent`: the context that came over the wire; absent: the current one. Errors end the
+ * span as failed.
+ */
 export function traced<Result>(
   name: string,
   options: { readonly parent?: Carrier | undefined; readonly attributes?: Attributes },

@@ -6,6 +6,7 @@ import {
   listRowsMax,
   policyTextBytesMax,
   possessionRowsMax,
+  runArgumentsMax,
   secretFieldsMax,
   secretValueBytesMax,
 } from '@custody/core/limits';
@@ -325,7 +326,7 @@ export const endpoints = {
       /** `HOST/UID` */
       subject: z.string().regex(/^[a-z0-9-]{1,63}\/\d{1,10}$/, 'is not HOST/UID'),
       path: secretPath,
-      command: z.array(z.string()).max(4_096).default([]),
+      command: z.array(z.string()).max(runArgumentsMax).default([]),
       reason: reason.optional(),
     }),
     reply: explanation,
