@@ -206,23 +206,14 @@ export class Grants {
     );
   }
 
-  /** Opens each value just long enough to seal it to the host. */
+  /** Opens the values just long enough to seal them to the host. */
   async #collect(host: HostRow, request: GrantRequest): Promise<{ credentials: Held[]; sealed: string }> {
-    const values = new Map<string, Uint8Array>();
-    try {
-      const credentials: Held[] = [];
-      for (const { name, path, field } of request.credentials) {
-        const { version, value } = await this.#options.secrets.field(path, field);
-        values.set(name, value);
-        credentials.push({ name, path, field, version });
-      }
-      const payload = encodeFields(values);
-      const sealed = Buffer.from(sealTo(host.sealingKey, payload)).toString('base64');
-      payload.fill(0);
-      return { credentials, sealed };
-    } finally {
-      for (const value of values.values()) value.fill(0);
-    }
+    const { held, values } = await this.#options.secrets.collect(request.credentials);
+    const payload = encodeFields(values);
+    for (const value of values.values()) value.fill(0);
+    const sealed = Buffer.from(sealTo(host.sealingKey, payload)).toString('base64');
+    payload.fill(0);
+    return { credentials: held, sealed };
   }
 }
 

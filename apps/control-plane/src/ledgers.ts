@@ -131,14 +131,16 @@ export class Ledgers {
       held,
       offered,
     });
-    await transaction(db, (tx) => store.appendOwn(tx, authority.author, entry), { operation: 'record fork' });
+    await transaction(db, (tx) => store.appendOwn(store.onPrisma(tx), authority.author, entry), {
+      operation: 'record fork',
+    });
   }
 
   /** Puts a fact about the control plane itself on record. */
   async recordStart(version: string): Promise<void> {
     const { db, authority, now } = this.#options;
     const entry = authority.entry('control_plane_started', now(), { version });
-    await transaction(db, (tx) => store.appendOwn(tx, authority.author, entry), {
+    await transaction(db, (tx) => store.appendOwn(store.onPrisma(tx), authority.author, entry), {
       operation: 'record start',
     });
   }

@@ -6,6 +6,7 @@ import { openVersion, sealVersion } from '@custody/crypto/envelope';
 import { decodeFields, encodeFields } from '@custody/crypto/payload';
 import type { Database } from '@custody/store/database';
 import * as store from '@custody/store/secrets';
+import type { Held, Wanted } from '@custody/wire/schema';
 import type { Authority } from './authority.ts';
 
 export interface SecretsOptions {
@@ -89,16 +90,33 @@ export class Secrets {
     );
   }
 
-  /** One field of the newest version. The caller wipes the bytes. Throws `secret_unknown` or `field_unknown`. */
-  async field(path: string, field: string): Promise<{ version: number; value: Uint8Array }> {
-    const { sealed, ...row } = await this.#sealed(path, undefined);
-    if (!row.fields.includes(field)) {
-      throw new CustodyError('field_unknown', `secret ${path} has no field ${field}`, {
-        next: `it has: ${row.fields.join(', ')}`,
-      });
+  /**
+   * The newest value of each wanted field, by the variable it is for. The caller wipes the bytes.
+   * Throws `secret_unknown` or `field_unknown`, before anything is opened.
+   */
+  async collect(wanted: readonly Wanted[]): Promise<{ held: Held[]; values: Map<string, Uint8Array> }> {
+    const rows = await store.newestSealed(this.#options.db, [...new Set(wanted.map(({ path }) => path))]);
+    const byPath = new Map(rows.map((row) => [row.path, row]));
+    const held = wanted.map(({ name, path, field }): Held => {
+      const row = byPath.get(path);
+      if (row === undefined) throw unknownSecret(path);
+      if (!row.fields.includes(field)) {
+        throw new CustodyError('field_unknown', `secret ${path} has no field ${field}`, {
+          next: `it has: ${row.fields.join(', ')}`,
+        });
+      }
+      return { name, path, field, version: row.version };
+    });
+    const values = new Map<string, Uint8Array>();
+    for (const { sealed, ...row } of rows) {
+      using opened = this.#open(row, sealed);
+      const fields = decodeFields(opened.reveal());
+      for (const { name, path, field } of wanted) {
+        if (path === row.path) values.set(name, Uint8Array.from(fields.get(field) ?? []));
+      }
+      for (const value of fields.values()) value.fill(0);
     }
-    using opened = this.#open(row, sealed);
-    return { version: row.version, value: Uint8Array.from(decodeFields(opened.reveal()).get(field) ?? []) };
+    return { held, values };
   }
 
   async #sealed(path: string, version: number | undefined): Promise<store.SealedVersionRow> {

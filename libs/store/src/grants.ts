@@ -1,8 +1,8 @@
 // Owns grants: issued in one transaction with their record, and read together with what the host said of them.
 import { CustodyError } from '@custody/core/errors';
 import { listRowsMax } from '@custody/core/limits';
-import { transaction, type Database, type Transaction } from './database.ts';
-import { appendOwn, type NextEntry } from './ledger.ts';
+import { sqlTransaction, transaction, type Database } from './database.ts';
+import { appendOwn, onClient, onPrisma, type NextEntry, type Statement } from './ledger.ts';
 
 /** Grants share it, revocations hold it alone: so each grant stands before or after each revocation. */
 const revocationOrderLock = 7_221_001;
@@ -29,10 +29,9 @@ export interface GrantRow {
   readonly jws: string;
 }
 
-export async function lockRevocationOrder(tx: Transaction, how: 'shared' | 'alone'): Promise<void> {
-  if (how === 'shared')
-    await tx.$executeRaw`SELECT pg_advisory_xact_lock_shared(${revocationOrderLock}::bigint)`;
-  else await tx.$executeRaw`SELECT pg_advisory_xact_lock(${revocationOrderLock}::bigint)`;
+export async function lockRevocationOrder(statement: Statement, how: 'shared' | 'alone'): Promise<void> {
+  const lock = how === 'shared' ? 'pg_advisory_xact_lock_shared' : 'pg_advisory_xact_lock';
+  await statement(`SELECT ${lock}(${revocationOrderLock})::text`, []);
 }
 
 /** What a grant is made of that only the transaction knows. */
@@ -51,46 +50,58 @@ export function issueGrant(
   parentGrant: string | undefined,
   make: (epoch: number) => Promise<GrantMade>,
 ): Promise<GrantRow> {
-  return transaction(
+  return sqlTransaction(
     db,
-    async (tx) => {
-      await lockRevocationOrder(tx, 'shared');
-      const newest = await tx.revocation.findFirst({ orderBy: { epoch: 'desc' }, select: { epoch: true } });
-      if (parentGrant !== undefined) await requireStanding(tx, parentGrant);
-      const { grant, entry } = await make(Number(newest?.epoch ?? 0n));
-      const {
-        reason,
-        parentGrant: parent,
-        epoch,
-        credentials,
-        freshness,
-        command,
-        policyIds,
-        ...rest
-      } = grant;
-      await tx.grant.create({
-        data: {
-          ...rest,
-          command: [...command],
-          policyIds: [...policyIds],
-          reason: reason ?? null,
-          parentGrant: parent ?? null,
-          epoch: BigInt(epoch),
-          credentials: credentials.map((each) => ({ ...each })),
-          paths: [...new Set(credentials.map((each) => each.path))],
-          freshness: { ...freshness },
-        },
-      });
-      await appendOwn(tx, author, entry);
+    async (client) => {
+      const statement = onClient(client);
+      await lockRevocationOrder(statement, 'shared');
+      // A statement of its own: under READ COMMITTED it sees every revocation that committed before the lock.
+      const [newest] = await statement<{ epoch: string }>(
+        'SELECT coalesce(max(epoch), 0) AS epoch FROM revocations',
+        [],
+      );
+      if (parentGrant !== undefined) await requireStanding(statement, parentGrant);
+      const { grant, entry } = await make(Number(newest?.epoch ?? 0));
+      await statement(insertGrant, [
+        grant.id,
+        grant.runId,
+        grant.hostId,
+        grant.uid,
+        grant.pid,
+        grant.subject,
+        [...grant.command],
+        grant.cwd,
+        grant.reason ?? null,
+        JSON.stringify(grant.credentials),
+        [...new Set(grant.credentials.map((each) => each.path))],
+        grant.policyRevision,
+        [...grant.policyIds],
+        grant.ceilingMs,
+        grant.grantedAt,
+        grant.containment,
+        JSON.stringify(grant.freshness),
+        grant.parentGrant ?? null,
+        grant.epoch,
+        grant.jws,
+      ]);
+      await appendOwn(statement, author, entry);
       return grant;
     },
     { operation: 'issue grant' },
   );
 }
 
-async function requireStanding(tx: Transaction, grantId: string): Promise<void> {
-  const revoked = await tx.revocation.findFirst({ where: { targetKind: 'grant', target: grantId } });
-  if (revoked !== null) {
+const insertGrant = `
+  INSERT INTO grants
+    (id, run_id, host_id, uid, pid, subject, command, cwd, reason, credentials, paths, policy_revision, policy_ids,
+     ceiling_ms, granted_at, containment, freshness, parent_grant, epoch, jws)
+  VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10::jsonb, $11, $12, $13, $14, $15, $16, $17::jsonb, $18, $19, $20)`;
+
+async function requireStanding(statement: Statement, grantId: string): Promise<void> {
+  const revoked = await statement("SELECT 1 FROM revocations WHERE target_kind = 'grant' AND target = $1", [
+    grantId,
+  ]);
+  if (revoked.length > 0) {
     throw new CustodyError('run_unacceptable', `the grant around this run, ${grantId}, was revoked`, {
       next: 'a run inside a revoked run cannot begin',
     });
@@ -99,7 +110,7 @@ async function requireStanding(tx: Transaction, grantId: string): Promise<void> 
 
 /** Puts a denial on record. */
 export function recordDenial(db: Database, author: string, entry: NextEntry): Promise<void> {
-  return transaction(db, (tx) => appendOwn(tx, author, entry), { operation: 'record denial' });
+  return transaction(db, (tx) => appendOwn(onPrisma(tx), author, entry), { operation: 'record denial' });
 }
 
 /** A grant and what its host put on record about it. */

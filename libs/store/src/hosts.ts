@@ -3,7 +3,7 @@ import { CustodyError } from '@custody/core/errors';
 import { listRowsMax } from '@custody/core/limits';
 import { transaction, type Database } from './database.ts';
 import { StoreError } from './errors.ts';
-import { appendOwn, type NextEntry } from './ledger.ts';
+import { appendOwn, onPrisma, type NextEntry } from './ledger.ts';
 
 export interface HostRow {
   readonly id: string;
@@ -38,7 +38,7 @@ export function createJoinToken(
       const { id, name, labels, createdAt, expiresAt } = token;
       const hash = Uint8Array.from(token.hash);
       await tx.joinToken.create({ data: { id, hash, name: name ?? null, labels, createdAt, expiresAt } });
-      await appendOwn(tx, author, entry);
+      await appendOwn(onPrisma(tx), author, entry);
     },
     { operation: 'create join token' },
   );
@@ -105,7 +105,7 @@ export function enrollHost(
       });
       if (used.count !== 1)
         throw new CustodyError('join_token_used', 'the join token was used already', newToken);
-      await appendOwn(tx, author, entryFor(name));
+      await appendOwn(onPrisma(tx), author, entryFor(name));
       return toHost(row);
     },
     { operation: 'enrol host' },
@@ -126,9 +126,16 @@ export async function listHosts(db: Database): Promise<HostRow[]> {
   return (await db.prisma.host.findMany({ orderBy: { name: 'asc' }, take: listRowsMax })).map(toHost);
 }
 
+/** On the way of every grant: one prepared statement. */
 export async function hostById(db: Database, id: string): Promise<HostRow | undefined> {
-  const row = await db.prisma.host.findUnique({ where: { id } });
-  return row === null ? undefined : toHost(row);
+  const { rows } = await db.pool.query<Parameters<typeof toHost>[0]>({
+    name: 'host-by-id',
+    text: `SELECT id, name, labels, signing_key AS "signingKey", sealing_key AS "sealingKey", bus_user_key AS "busUserKey",
+                  enrolled_at AS "enrolledAt", last_seen_at AS "lastSeenAt", containment
+             FROM hosts WHERE id = $1`,
+    values: [id],
+  });
+  return rows.map(toHost)[0];
 }
 
 export async function hostByName(db: Database, name: string): Promise<HostRow | undefined> {

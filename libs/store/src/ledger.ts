@@ -29,34 +29,58 @@ export interface ChainHead {
 /** Makes the next entry of a chain whose head is given. Must be pure: a transaction may run it again. */
 export type NextEntry = (head: ChainHead | undefined) => LedgerRow;
 
-/** Writes the control plane's own entry inside the transaction of what it records. */
-export async function appendOwn(tx: Transaction, author: string, next: NextEntry): Promise<void> {
-  await tx.$executeRaw`INSERT INTO ledger_heads (author, chain_epoch, seq, hash) VALUES (${author}, 1, 0, ''::bytea)
-    ON CONFLICT (author) DO NOTHING`;
-  const [row] = await tx.$queryRaw<{ chain_epoch: number; seq: number; hash: Uint8Array }[]>`
-    SELECT chain_epoch, seq, hash FROM ledger_heads WHERE author = ${author} FOR UPDATE`;
-  const head = row === undefined || row.seq === 0 ? undefined : toHead(row);
-  const entry = next(head);
-  await tx.ledgerEntry.create({
-    data: {
-      author: entry.author,
-      chainEpoch: entry.chainEpoch,
-      seq: entry.seq,
-      kind: entry.kind,
-      grantId: entry.grantId ?? null,
-      at: entry.at,
-      bootMs: BigInt(entry.bootMs),
-      hash: Buffer.from(entry.hash, 'hex'),
-      bytes: Uint8Array.from(entry.bytes),
-      signature: Uint8Array.from(entry.signature),
-      body: JSON.parse(queryable(entry.body)) as object,
-      ingestedAt: entry.at,
-    },
-  });
-  await tx.ledgerHead.update({
-    where: { author },
-    data: { chainEpoch: entry.chainEpoch, seq: entry.seq, hash: Buffer.from(entry.hash, 'hex') },
-  });
+/** One statement inside a transaction, whichever client holds it. */
+export type Statement = <Row>(sql: string, values: readonly unknown[]) => Promise<Row[]>;
+
+export const onPrisma =
+  (tx: Transaction): Statement =>
+  (sql, values) =>
+    tx.$queryRawUnsafe(sql, ...values);
+
+export const onClient =
+  (client: PoolClient): Statement =>
+  async (sql, values) =>
+    (await client.query({ text: sql, values: [...values] })).rows;
+
+/** Writes the control plane's own entry inside the transaction of what it records. Its head serialises them. */
+export async function appendOwn(statement: Statement, author: string, next: NextEntry): Promise<void> {
+  const read = 'SELECT chain_epoch, seq, hash FROM ledger_heads WHERE author = $1 FOR UPDATE';
+  let [row] = await statement<HeadRecord>(read, [author]);
+  if (row === undefined) {
+    await statement(insertHead, [author]);
+    [row] = await statement<HeadRecord>(read, [author]);
+  }
+  const entry = next(row === undefined || row.seq === 0 ? undefined : toHead(row));
+  await statement(
+    `WITH entry AS (
+       INSERT INTO ledger_entries
+         (author, chain_epoch, seq, kind, grant_id, at, boot_ms, hash, bytes, signature, body, ingested_at)
+       VALUES ($1, $2::int, $3::int, $4, $5, $6::timestamptz, $7::bigint, $8::bytea, $9::bytea, $10::bytea, $11::jsonb, $6::timestamptz)
+       RETURNING author, chain_epoch, seq, hash)
+     UPDATE ledger_heads AS head SET chain_epoch = entry.chain_epoch, seq = entry.seq, hash = entry.hash
+       FROM entry WHERE head.author = entry.author`,
+    [
+      entry.author,
+      entry.chainEpoch,
+      entry.seq,
+      entry.kind,
+      entry.grantId ?? null,
+      entry.at,
+      entry.bootMs,
+      Buffer.from(entry.hash, 'hex'),
+      Buffer.from(entry.bytes),
+      Buffer.from(entry.signature),
+      queryable(entry.body),
+    ],
+  );
+}
+
+const insertHead = `INSERT INTO ledger_heads (author, chain_epoch, seq, hash) VALUES ($1, 1, 0, '') ON CONFLICT (author) DO NOTHING`;
+
+interface HeadRecord {
+  readonly chain_epoch: number;
+  readonly seq: number;
+  readonly hash: Uint8Array;
 }
 
 export type Ingested =
@@ -117,11 +141,8 @@ export function ingestLedger(db: Database, rows: readonly LedgerRow[], now: Date
 }
 
 async function lockHead(client: PoolClient, author: string): Promise<ChainHead | undefined> {
-  await client.query(
-    `INSERT INTO ledger_heads (author, chain_epoch, seq, hash) VALUES ($1, 1, 0, '') ON CONFLICT (author) DO NOTHING`,
-    [author],
-  );
-  const { rows } = await client.query<{ chain_epoch: number; seq: number; hash: Uint8Array }>(
+  await client.query(insertHead, [author]);
+  const { rows } = await client.query<HeadRecord>(
     'SELECT chain_epoch, seq, hash FROM ledger_heads WHERE author = $1 FOR UPDATE',
     [author],
   );
@@ -320,7 +341,7 @@ function toLine(row: {
   return { ...row, ordinal: Number(row.ordinal) };
 }
 
-function toHead(row: { chain_epoch: number; seq: number; hash: Uint8Array }): ChainHead {
+function toHead(row: HeadRecord): ChainHead {
   return { epoch: row.chain_epoch, seq: row.seq, hash: hex(row.hash) };
 }
 

@@ -1,7 +1,7 @@
 // Owns policy revisions: one numbered set at a time, never changed.
 import { listRowsMax } from '@custody/core/limits';
 import { transaction, type Database } from './database.ts';
-import { appendOwn, type NextEntry } from './ledger.ts';
+import { appendOwn, onPrisma, type NextEntry } from './ledger.ts';
 import { enqueue, type NewMessage } from './outbox.ts';
 
 export interface PolicyRow {
@@ -31,7 +31,7 @@ export function applyPolicy(
       const row = await tx.policyRevision.create({
         data: { ...policy, revision: (newest?.revision ?? 0) + 1 },
       });
-      await appendOwn(tx, author, parts.entryFor(row.revision));
+      await appendOwn(onPrisma(tx), author, parts.entryFor(row.revision));
       await enqueue(tx, parts.noticeFor(row.revision), policy.createdAt);
       return row;
     },
@@ -50,12 +50,13 @@ export async function policyRevision(
   return row ?? undefined;
 }
 
+/** On the way of every grant: one prepared statement. */
 export async function currentRevision(db: Database): Promise<number> {
-  const row = await db.prisma.policyRevision.findFirst({
-    orderBy: { revision: 'desc' },
-    select: { revision: true },
+  const { rows } = await db.pool.query<{ revision: number }>({
+    name: 'current-revision',
+    text: 'SELECT coalesce(max(revision), 0) AS revision FROM policy_revisions',
   });
-  return row?.revision ?? 0;
+  return rows[0]?.revision ?? 0;
 }
 
 export function policyHistory(db: Database): Promise<PolicyRow[]> {

@@ -2,7 +2,7 @@
 import { CustodyError } from '@custody/core/errors';
 import { transaction, type Database } from './database.ts';
 import { lockRevocationOrder } from './grants.ts';
-import { appendOwn, type NextEntry } from './ledger.ts';
+import { appendOwn, onPrisma, type NextEntry } from './ledger.ts';
 import { enqueue, type NewMessage } from './outbox.ts';
 
 export interface RevocationRow {
@@ -32,7 +32,7 @@ export function revoke(
   return transaction(
     db,
     async (tx) => {
-      await lockRevocationOrder(tx, 'alone');
+      await lockRevocationOrder(onPrisma(tx), 'alone');
       const grant = await tx.grant.findUnique({ where: { id: revocation.target }, select: { id: true } });
       if (grant === null) {
         throw new CustodyError('not_found', `there is no grant ${revocation.target}`, {
@@ -43,7 +43,7 @@ export function revoke(
       const epoch = Number(newest?.epoch ?? 0n) + 1;
       const signed = await parts.sign(epoch);
       await tx.revocation.create({ data: { ...revocation, epoch: BigInt(epoch), signed } });
-      await appendOwn(tx, author, parts.entryFor(epoch));
+      await appendOwn(onPrisma(tx), author, parts.entryFor(epoch));
       await enqueue(tx, parts.broadcastOf(signed), revocation.createdAt);
       return { ...revocation, epoch, signed };
     },

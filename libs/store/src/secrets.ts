@@ -2,7 +2,7 @@
 import { CustodyError } from '@custody/core/errors';
 import { listRowsMax } from '@custody/core/limits';
 import { transaction, type Database } from './database.ts';
-import { appendOwn, type NextEntry } from './ledger.ts';
+import { appendOwn, onPrisma, type NextEntry } from './ledger.ts';
 
 export interface SealedBytes {
   readonly keyId: string;
@@ -63,7 +63,7 @@ export function putSecret(
           createdBy,
         },
       });
-      await appendOwn(tx, author, put.entryFor(version));
+      await appendOwn(onPrisma(tx), author, put.entryFor(version));
       return { path, version, fields: put.fields, createdAt, createdBy };
     },
     { operation: 'put secret' },
@@ -101,14 +101,26 @@ export async function sealedVersion(
     where: { path, secret: { deletedAt: null }, ...(version === undefined ? {} : { version }) },
     orderBy: { version: 'desc' },
   });
-  if (row === null) return undefined;
-  const { keyId, wrappedKey, nonce, ciphertext } = row;
-  return { ...toVersion(row), sealed: { keyId, wrappedKey, nonce, ciphertext } };
+  return row === null ? undefined : toSealed(row);
+}
+
+/** The newest version of each path that there is. On the way of every grant: one prepared statement for all. */
+export async function newestSealed(db: Database, paths: readonly string[]): Promise<SealedVersionRow[]> {
+  const { rows } = await db.pool.query<Parameters<typeof toSealed>[0]>({
+    name: 'newest-sealed',
+    text: `SELECT DISTINCT ON (v.path) v.path, v.version, v.field_names AS "fieldNames", v.created_at AS "createdAt",
+                  v.created_by AS "createdBy", v.key_id AS "keyId", v.wrapped_key AS "wrappedKey", v.nonce, v.ciphertext
+             FROM secret_versions v JOIN secrets s ON s.path = v.path
+            WHERE v.path = ANY($1) AND s.deleted_at IS NULL
+            ORDER BY v.path, v.version DESC`,
+    values: [[...paths]],
+  });
+  return rows.map(toSealed);
 }
 
 /** Puts on record that somebody saw the values. */
 export function recordReveal(db: Database, author: string, entry: NextEntry): Promise<void> {
-  return transaction(db, (tx) => appendOwn(tx, author, entry), { operation: 'record reveal' });
+  return transaction(db, (tx) => appendOwn(onPrisma(tx), author, entry), { operation: 'record reveal' });
 }
 
 /** Erases every version; the name stays, so that numbers are never used twice. */
@@ -125,10 +137,15 @@ export function removeSecret(
       const gone = await tx.secret.updateMany({ where: { path, deletedAt: null }, data: { deletedAt: now } });
       if (gone.count === 0) throw new CustodyError('not_found', `there is no secret ${path}`);
       await tx.secretVersion.deleteMany({ where: { path } });
-      await appendOwn(tx, author, entry);
+      await appendOwn(onPrisma(tx), author, entry);
     },
     { operation: 'remove secret' },
   );
+}
+
+function toSealed(row: Parameters<typeof toVersion>[0] & SealedBytes): SealedVersionRow {
+  const { keyId, wrappedKey, nonce, ciphertext } = row;
+  return { ...toVersion(row), sealed: { keyId, wrappedKey, nonce, ciphertext } };
 }
 
 function toVersion(row: {

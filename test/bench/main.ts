@@ -1,0 +1,15 @@
+// Owns `npm run bench -- NAME`: picks the bench, runs it, writes its results.
+import { run } from './run.ts';
+import { writeResults, type Bench } from './results.ts';
+
+const benches: Readonly<Record<string, Bench>> = { run };
+
+const name = process.argv[2] ?? '';
+const bench = benches[name];
+if (bench === undefined) {
+  console.error(`usage: npm run bench -- NAME   (one of: ${Object.keys(benches).join(', ')})`);
+  process.exit(2);
+}
+const results = await bench();
+const file = writeResults(name, results);
+console.log(`\nwritten to ${file}`);
