@@ -2,8 +2,6 @@
 import { formatDuration } from './duration.ts';
 import { ttlMsMax } from './limits.ts';
 
-export type Containment = 'cgroup' | 'subreaper' | 'kqueue';
-
 export interface CeilingRequest {
   /** From the policies that permit, most restrictive already taken. */
   readonly policyMs: number;

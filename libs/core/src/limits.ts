@@ -21,6 +21,7 @@ export const policiesMax = 1_000;
 export const runCredentialsMax = 64;
 export const runArgumentsMax = 4_096;
 export const runCommandBytesMax = 65_536;
+/** @public The keeper's ENV_FILE_BYTES_MAX; test/tidy holds the two together. */
 export const envFileBytesMax = 65_536;
 export const runsPerHostMax = 4_096;
 export const processRowsMax = 256;

@@ -6,13 +6,6 @@ export interface RevocationTarget {
   readonly id: string;
 }
 
-export interface RevocationEntry {
-  /** The entry's number; the log has no gaps. */
-  readonly epoch: number;
-  readonly target: RevocationTarget;
-  readonly reason: string;
-}
-
 /** What a revocation may hit: a grant as the host or the control plane knows it. */
 export interface RevocableGrant {
   readonly grantId: string;

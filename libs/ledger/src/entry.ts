@@ -37,7 +37,6 @@ export const noHash = '0'.repeat(64);
 export const signatureChars = 86;
 /** Entry, space, signature, line feed. */
 export const ledgerLineBytesMax = ledgerEntryBytesMax + 1 + signatureChars + 1;
-export const kindCharsMax = 64;
 
 const entryDomain = Buffer.from('custody-ledger-entry-v1\n');
 const signDomain = Buffer.from('custody-ledger-sign-v1\n');

@@ -1,7 +1,6 @@
 // Owns the REST interface under /v1: one row an endpoint, with the schemas of what goes in and comes out.
 import { z } from 'zod';
 import {
-  httpBodyBytesMax,
   joinTokenTtlMsMax,
   listRowsMax,
   policyTextBytesMax,
@@ -442,5 +441,3 @@ type PartOf<Name extends Action, Part extends string> =
 export type BodyOf<Name extends Action> = PartOf<Name, 'body'>;
 export type QueryOf<Name extends Action> = PartOf<Name, 'query'>;
 export type ParamsOf<Name extends Action> = PartOf<Name, 'params'>;
-
-export const bodyBytesMax = httpBodyBytesMax;

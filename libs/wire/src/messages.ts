@@ -130,7 +130,6 @@ export type PolicyClaims = z.infer<typeof policyClaims>;
 export const policyNotice = z.strictObject({ revision: count });
 export const policyRequest = z.strictObject({ have: count });
 export const policyAnswer = answer({ signed: jws });
-export type PolicyAnswer = z.infer<typeof policyAnswer>;
 
 /** `down.ledger`: what the control plane durably holds of this host's ledger (JWS, docs/spec/ledger.md). */
 export const ledgerReceiptMessage = z.strictObject({ receipt: jws });

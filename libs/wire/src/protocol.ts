@@ -2,6 +2,7 @@
 
 export const protocolVersion = 1;
 
+/** @public For people, and for whoever writes the next row. */
 export const protocolHistory: readonly {
   readonly version: number;
   readonly date: string;
