@@ -18,6 +18,8 @@ export function createProgram(context: Context): Command {
     .version(version, '--version', 'print the version')
     .helpOption('-h, --help', 'show help')
     .showSuggestionAfterError(true)
+    // `secret get --version 1` is for the command: the program's own flags stand before its name.
+    .enablePositionalOptions()
     .configureOutput({
       writeOut: (text) => context.stdout.write(text),
       // One clear line; `run` adds what to do next.
