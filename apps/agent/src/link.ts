@@ -73,6 +73,7 @@ export class Link implements AsyncDisposable {
   #state: LinkState = 'down';
   #policy: PolicyCopy | undefined;
   #catchingUp: Promise<void> | undefined;
+  #again = false;
   #refreshing: Promise<void> | undefined;
   /** Why the last catching up failed. */
   #failure: Error | undefined;
@@ -121,10 +122,11 @@ export class Link implements AsyncDisposable {
     this.catchUp();
   }
 
-  /** Nudge and timer alike: pull what is missing, then serve. One pull at a time. */
+  /** Nudge and timer alike: pull what is missing, then serve. One pull at a time; a nudge during one means another. */
   catchUp(): void {
     if (this.#closed || this.#bus?.connected !== true) return;
-    this.#catchingUp ??= this.#pullAll().finally(() => {
+    this.#again = true;
+    this.#catchingUp ??= this.#pullUntilQuiet().finally(() => {
       this.#catchingUp = undefined;
     });
   }
@@ -197,6 +199,13 @@ export class Link implements AsyncDisposable {
     await this.#applying;
   }
 
+  async #pullUntilQuiet(): Promise<void> {
+    while (this.#again && !this.#closed) {
+      this.#again = false;
+      await this.#pullAll();
+    }
+  }
+
   async #pullAll(): Promise<void> {
     if (this.#state !== 'ready') this.#setState('catching_up');
     try {
@@ -218,10 +227,11 @@ export class Link implements AsyncDisposable {
       // A host without a cursor has no grant that an older entry could hit: it begins at the head.
       const after = this.#cursor ?? Number.MAX_SAFE_INTEGER;
       const { entries, head } = await this.#ask('revocations', { after }, revocationsAnswer, pullTimeoutMs);
-      if (this.#cursor === undefined) await this.#moveCursor(head);
+      const before = this.#cursor;
+      if (before === undefined) await this.#moveCursor(head);
       else await this.#take(() => entries, bootMs(), wallClock());
       if (this.cursor >= head) return;
-      if (entries.length === 0) throw unreachable('its revocation log has a gap');
+      if (this.cursor === before) throw unreachable('its revocation log does not verify, or has a gap');
     }
   }
 
@@ -245,7 +255,7 @@ export class Link implements AsyncDisposable {
         }
         if (this.#cursor !== undefined && this.#cursor !== before) await this.#moveCursor(this.#cursor);
       } catch (error) {
-        this.#options.log.error({ err: error }, 'a revocation was not applied; asking for the log');
+        this.#options.log.error({ err: error }, 'a revocation was refused');
       }
     });
     return this.#applying;

@@ -1,5 +1,6 @@
 // Owns the process of the agent: signals become one orderly stop, errors one line.
 import { CustodyError, exitCodeOf } from '@custody/core/errors';
+import { undumpable } from '@custody/keeper/native';
 import { startTelemetry } from '@custody/telemetry/telemetry';
 import { readConfig } from './config.ts';
 import { enroll } from './identity.ts';
@@ -15,6 +16,7 @@ try {
       `enrolled as ${name} (${hostId}); start it with custody agent start --data ${config.dataDir}\n`,
     );
   } else {
+    undumpable();
     // SIGUSR1 would open Node's inspector on a local port; the default is taken from it.
     process.on('SIGUSR1', () => {});
     const stop = new AbortController();

@@ -1,6 +1,6 @@
 // Owns the way of ledger lines from the spool to the control plane: batches up, signed receipts down.
 import type { Bus } from '@custody/bus/bus';
-import { ledgerReceiptTimeoutMs } from '@custody/core/limits';
+import { ledgerLingerMs, ledgerReceiptTimeoutMs } from '@custody/core/limits';
 import { ledgerReceiptMessage } from '@custody/wire/messages';
 import { parseJson } from '@custody/wire/schema';
 import { hostDown, hostUp } from '@custody/wire/subjects';
@@ -26,6 +26,7 @@ export class Shipper implements AsyncDisposable {
   #loop: Promise<void> | undefined;
   #subscription: AsyncDisposable | undefined;
   #rewind: NodeJS.Timeout | undefined;
+  #linger: NodeJS.Timeout | undefined;
 
   constructor(options: ShipperOptions) {
     this.#options = options;
@@ -38,13 +39,21 @@ export class Shipper implements AsyncDisposable {
       hostDown(hostId, 'ledger'),
       ({ data }) => void this.#receipt(data),
     );
-    spool.onAppended(() => this.nudge());
+    spool.onAppended((kinds) => (kinds.includes('receipt') ? this.nudge() : this.#nudgeSoon()));
     this.#loop = this.#run();
   }
 
   /** There may be something to send: after an append, a reconnect, a rewind. */
   nudge(): void {
     this.#nudged.resolve();
+  }
+
+  /** Entries of one run come in quick succession: they travel together. */
+  #nudgeSoon(): void {
+    this.#linger ??= setTimeout(() => {
+      this.#linger = undefined;
+      this.nudge();
+    }, ledgerLingerMs);
   }
 
   /** Starts again from what is confirmed. */
@@ -56,6 +65,7 @@ export class Shipper implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     this.#stopping.abort();
     clearTimeout(this.#rewind);
+    clearTimeout(this.#linger);
     this.nudge();
     await this.#loop;
     await this.#subscription?.[Symbol.asyncDispose]();

@@ -27,6 +27,7 @@ interface Segment {
 }
 
 interface Waiting {
+  readonly kind: HostKind;
   readonly epoch: number;
   readonly seq: number;
   readonly line: Uint8Array;
@@ -67,7 +68,7 @@ export class Spool implements AsyncDisposable {
   #file: FileHandle | undefined;
   #failed: unknown;
   #pinnedSeq: () => number = () => Number.POSITIVE_INFINITY;
-  #appended: () => void = () => {};
+  #appended: (kinds: readonly HostKind[]) => void = () => {};
 
   private constructor(
     options: SpoolOptions,
@@ -126,8 +127,8 @@ export class Spool implements AsyncDisposable {
     return this.#head.epoch === this.#confirmed.epoch ? this.#head.seq - this.#confirmed.seq : this.#head.seq;
   }
 
-  /** Called after each group is durable. One listener: the shipper. */
-  onAppended(listener: () => void): void {
+  /** Called after each group is durable, with the kinds in it. One listener: the shipper. */
+  onAppended(listener: (kinds: readonly HostKind[]) => void): void {
     this.#appended = listener;
   }
 
@@ -153,7 +154,7 @@ export class Spool implements AsyncDisposable {
     );
     this.#head = head;
     const done = Promise.withResolvers<void>();
-    this.#waiting.push({ epoch: entry.epoch, seq: entry.seq, line, done });
+    this.#waiting.push({ kind, epoch: entry.epoch, seq: entry.seq, line, done });
     this.#writing ??= this.#write();
     return done.promise.then(() => entry.seq);
   }
@@ -242,7 +243,7 @@ export class Spool implements AsyncDisposable {
       try {
         await this.#writeGroup(group);
         for (const { done } of group) done.resolve();
-        this.#appended();
+        this.#appended(group.map(({ kind }) => kind));
       } catch (cause) {
         this.#failed = cause;
         const error = this.#blocked();

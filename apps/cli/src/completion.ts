@@ -15,14 +15,21 @@ export function completionCommand(program: Command, context: Context): void {
     .description('print a completion script: eval "$(custody completion bash)"')
     .argument('<shell>', 'bash or zsh')
     .action((shell: string) => {
-      if (shell !== 'bash' && shell !== 'zsh') throw new CustodyError('bad_request', `${quote(shell)} is neither bash nor zsh`);
+      if (shell !== 'bash' && shell !== 'zsh')
+        throw new CustodyError('bad_request', `${quote(shell)} is neither bash nor zsh`);
       context.stdout.write(script(shell, entriesOf(program, [])));
     });
 }
 
 function entriesOf(command: Command, path: readonly string[]): Entry[] {
-  const words = [...command.commands.map((each) => each.name()), ...command.options.flatMap((option) => option.long ?? [])];
-  return [{ path: path.join(' '), words }, ...command.commands.flatMap((each) => entriesOf(each, [...path, each.name()]))];
+  const words = [
+    ...command.commands.map((each) => each.name()),
+    ...command.options.flatMap((option) => option.long ?? []),
+  ];
+  return [
+    { path: path.join(' '), words },
+    ...command.commands.flatMap((each) => entriesOf(each, [...path, each.name()])),
+  ];
 }
 
 function script(shell: 'bash' | 'zsh', entries: readonly Entry[]): string {

@@ -56,7 +56,9 @@ async function untilKnown(context: Context, made: RevocationView): Promise<Revoc
   for (;;) {
     const pending = revocation.receipts.filter((receipt) => receipt.state === 'pending');
     if (pending.length === 0) return revocation;
-    const line = pending.map(({ host, boundAt }) => `waiting for ${host}; its ceiling ends it by ${boundAt} at the latest`).join('\n');
+    const line = pending
+      .map(({ host, boundAt }) => `waiting for ${host}; its ceiling ends it by ${boundAt} at the latest`)
+      .join('\n');
     revocation = await ask(
       context,
       'revocation.get',
@@ -116,7 +118,10 @@ function grantText(grant: GrantView): string {
     ['subject', `${grant.subject} (uid ${grant.uid})`],
     ['command', grant.command.join(' ')],
     ['folder', grant.cwd],
-    ...grant.credentials.map((held): [string, string] => ['holds', `${held.name} = ${held.path}/${held.field} version ${held.version}`]),
+    ...grant.credentials.map((held): [string, string] => [
+      'holds',
+      `${held.name} = ${held.path}/${held.field} version ${held.version}`,
+    ]),
     ['policy', `revision ${grant.policyRevision}: ${grant.policyIds.join(', ')}`],
     ['granted', grant.grantedAt],
     ['ceiling', `${formatDuration(grant.ceilingMs)}, ${grant.ceilingAt}`],
@@ -128,9 +133,18 @@ function grantText(grant: GrantView): string {
   const { ended } = grant;
   if (ended !== undefined) {
     rows.push(
-      ['ended', `${ended.at}: ${ended.cause}${ended.rootStatus === undefined ? '' : `, root ${ended.rootStatus}`}`],
-      ['reaped', `${ended.processes} processes; ${ended.survivors} alive when the root had gone; proof: ${ended.proof}`],
-      ...ended.rows.map((row): [string, string] => ['process', `${row.pid} ${row.name}: ${row.how} (parent ${row.ppid})`]),
+      [
+        'ended',
+        `${ended.at}: ${ended.cause}${ended.rootStatus === undefined ? '' : `, root ${ended.rootStatus}`}`,
+      ],
+      [
+        'reaped',
+        `${ended.processes} processes; ${ended.survivors} alive when the root had gone; proof: ${ended.proof}`,
+      ],
+      ...ended.rows.map((row): [string, string] => [
+        'process',
+        `${row.pid} ${row.name}: ${row.how} (parent ${row.ppid})`,
+      ]),
     );
   }
   return table(['FIELD', 'VALUE'], rows);

@@ -4,7 +4,14 @@ import { join } from 'node:path';
 import type { Command } from 'commander';
 import { CustodyError } from '@custody/core/errors';
 import { requireDurationMs } from '@custody/core/duration';
-import { encodeFrame, fieldAll, FrameReader, lossyTextOf, textMaybe, type Frame } from '@custody/keeper/frames';
+import {
+  encodeFrame,
+  fieldAll,
+  FrameReader,
+  lossyTextOf,
+  textMaybe,
+  type Frame,
+} from '@custody/keeper/frames';
 import type { HostView } from '@custody/wire/http';
 import { findRunning, layoutOf } from '@custody/constellation/layout';
 import { ask, defaultDataDir, show, table, type Context } from './context.ts';
@@ -34,7 +41,10 @@ export function hostCommands(program: Command, context: Context): void {
       show(context, options.json, found, () =>
         table(
           ['FIELD', 'VALUE'],
-          Object.entries(found).map(([key, value]) => [key, typeof value === 'string' ? value : JSON.stringify(value)]),
+          Object.entries(found).map(([key, value]) => [
+            key,
+            typeof value === 'string' ? value : JSON.stringify(value),
+          ]),
         ),
       );
     });
@@ -53,7 +63,12 @@ export function hostCommands(program: Command, context: Context): void {
       const { name } = options;
       const body = { ttlMs, labels: readLabels(options.label), ...(name === undefined ? {} : { name }) };
       const made = await ask(context, 'host.token', { body });
-      show(context, options.json, made, () => `${made.token}\n(expires ${made.expiresAt}; use it with custody agent enroll)`);
+      show(
+        context,
+        options.json,
+        made,
+        () => `${made.token}\n(expires ${made.expiresAt}; use it with custody agent enroll)`,
+      );
     });
 }
 
@@ -82,11 +97,15 @@ export function agentCommands(program: Command, context: Context): void {
     .action(async (options: { socket?: string; json?: boolean }) => {
       const frame = await askAgent(options.socket ?? (await findSocket(context)));
       const runs = fieldAll(frame, 'run').map((bytes): unknown => JSON.parse(lossyTextOf(bytes)));
-      const facts = frame.fields.filter(([key]) => key !== 'run').map(([key, value]) => [key, lossyTextOf(value)] as const);
+      const facts = frame.fields
+        .filter(([key]) => key !== 'run')
+        .map(([key, value]) => [key, lossyTextOf(value)] as const);
       const status = { ...Object.fromEntries(facts), runs };
       show(context, options.json, status, () => {
         const lines = [...facts, ['open_runs', String(runs.length)] as const];
-        return [table(['FIELD', 'VALUE'], lines), ...runs.map((run) => `  ${JSON.stringify(run)}`)].join('\n');
+        return [table(['FIELD', 'VALUE'], lines), ...runs.map((run) => `  ${JSON.stringify(run)}`)].join(
+          '\n',
+        );
       });
       if (textMaybe(frame, 'link') !== 'ready') process.exitCode = 1;
     });
@@ -97,7 +116,10 @@ async function findSocket(context: Context): Promise<string> {
   const { CUSTODY_SOCKET: named, XDG_RUNTIME_DIR: runtime } = context.environment;
   if (named !== undefined && named !== '') return named;
   const running = await findRunning(layoutOf(defaultDataDir(context)));
-  return running?.hosts[0]?.socket ?? (runtime === undefined ? '/run/custody/agent.sock' : join(runtime, 'custody', 'agent.sock'));
+  return (
+    running?.hosts[0]?.socket ??
+    (runtime === undefined ? '/run/custody/agent.sock' : join(runtime, 'custody', 'agent.sock'))
+  );
 }
 
 async function askAgent(path: string): Promise<Frame> {

@@ -49,7 +49,9 @@ export function ledgerCommands(program: Command, context: Context): void {
       const path = requireSecretPath(options.secret);
       const query = { path, ...instant('from', options.from), ...instant('to', options.to) };
       const { rows } = await ask(context, 'ledger.possession', { query });
-      show(context, options.json, rows, () => (rows.length === 0 ? `nobody held ${path}` : rows.map(possessionText).join('\n')));
+      show(context, options.json, rows, () =>
+        rows.length === 0 ? `nobody held ${path}` : rows.map(possessionText).join('\n'),
+      );
     });
 
   ledger
@@ -59,10 +61,12 @@ export function ledgerCommands(program: Command, context: Context): void {
     .option('--host <name>', 'one host')
     .option('--json', 'each entry as one JSON line')
     .action(async (options: { follow?: boolean; host?: string; json?: boolean }) => {
-      const author = options.host === undefined ? {} : { author: (await findAuthor(context, options.host)).author };
+      const author =
+        options.host === undefined ? {} : { author: (await findAuthor(context, options.host)).author };
       let { lines } = await ask(context, 'ledger.lines', { query: { ...author, last: 'true' } });
       for (;;) {
-        for (const line of lines) context.stdout.write(`${options.json === true ? jsonLine(line) : lineText(line)}\n`);
+        for (const line of lines)
+          context.stdout.write(`${options.json === true ? jsonLine(line) : lineText(line)}\n`);
         if (options.follow !== true) return;
         const after = String(lines.at(-1)?.ordinal ?? 0);
         ({ lines } = await ask(context, 'ledger.lines', { query: { ...author, after, waitMs: '20000' } }));
@@ -71,11 +75,18 @@ export function ledgerCommands(program: Command, context: Context): void {
 }
 
 async function verifyCentral(context: Context, host: string | undefined): Promise<Verdict[]> {
-  const authors = host === undefined ? (await ask(context, 'ledger.authors', {})).authors : [await findAuthor(context, host)];
+  const authors =
+    host === undefined
+      ? (await ask(context, 'ledger.authors', {})).authors
+      : [await findAuthor(context, host)];
   const verdicts: Verdict[] = [];
   for (const author of authors) {
     const { name, publicKey, head } = author;
-    const verdict = await verifyChain(linesOf(context, author), { host: author.author, publicKey, expect: head });
+    const verdict = await verifyChain(linesOf(context, author), {
+      host: author.author,
+      publicKey,
+      expect: head,
+    });
     verdicts.push(verdictOf(name, author.author, verdict));
   }
   return verdicts;
@@ -124,7 +135,8 @@ function verdictOf(name: string, author: string, verdict: Awaited<ReturnType<typ
 }
 
 function verdictText(verdict: Verdict): string {
-  if (verdict.ok) return `${verdict.name}: sound; ${verdict.entries} entries, head ${verdict.epoch}/${verdict.seq}`;
+  if (verdict.ok)
+    return `${verdict.name}: sound; ${verdict.entries} entries, head ${verdict.epoch}/${verdict.seq}`;
   return `${verdict.name}: NOT SOUND: first bad sequence number ${verdict.seq} (${verdict.problem}: ${verdict.detail}); ${verdict.entries} sound entries before it`;
 }
 
@@ -144,7 +156,8 @@ function possessionText(row: PossessionRow): string {
     `  by ${row.subject} on ${row.host}, ${row.command.join(' ').slice(0, 100)}`,
     `  from ${row.from} to ${to}; grant ${row.grantId}, root pid ${row.rootPid ?? '-'}, ledger ${row.entry.epoch}/${row.entry.seq}`,
   ];
-  for (const process of row.survivors) lines.push(`  also pid ${process.pid} ${process.name}: ${process.how}`);
+  for (const process of row.survivors)
+    lines.push(`  also pid ${process.pid} ${process.name}: ${process.how}`);
   return lines.join('\n');
 }
 
@@ -158,9 +171,13 @@ function jsonLine(line: LedgerLine): string {
   return JSON.stringify({ ...line, entry: parseLine(line.line).entry });
 }
 
-function instant<Key extends 'from' | 'to'>(key: Key, text: string | undefined): Partial<Record<Key, string>> {
+function instant<Key extends 'from' | 'to'>(
+  key: Key,
+  text: string | undefined,
+): Partial<Record<Key, string>> {
   if (text === undefined) return {};
   const at = new Date(text);
-  if (Number.isNaN(at.getTime())) throw new CustodyError('bad_request', `--${key}: ${quote(text)} is not a time`);
+  if (Number.isNaN(at.getTime()))
+    throw new CustodyError('bad_request', `--${key}: ${quote(text)} is not a time`);
   return { [key]: at.toISOString() } as Partial<Record<Key, string>>;
 }

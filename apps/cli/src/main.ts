@@ -1,7 +1,9 @@
 // Owns the process of the terminal: refuses an older Node in one line, then runs one command.
 const majorMin = 26;
 if (Number(process.versions.node.split('.')[0]) < majorMin) {
-  process.stderr.write(`custody: Node ${majorMin} or newer is needed, this is ${process.versions.node}; npm run setup brings it\n`);
+  process.stderr.write(
+    `custody: Node ${majorMin} or newer is needed, this is ${process.versions.node}; npm run setup brings it\n`,
+  );
   process.exit(1);
 }
 const { runCli } = await import('./program.ts');

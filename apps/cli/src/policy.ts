@@ -29,7 +29,9 @@ export function policyCommands(program: Command, context: Context): void {
     .option('--json', 'answer as JSON')
     .action(async (file: string, options: { json?: boolean }) => {
       const text = await readPolicy(context, file);
-      const { policies } = await located(context, file, () => ask(context, 'policy.validate', { body: { text } }));
+      const { policies } = await located(context, file, () =>
+        ask(context, 'policy.validate', { body: { text } }),
+      );
       show(context, options.json, policies, () => `${file} is valid: ${count({ policies })}`);
     });
 
@@ -39,9 +41,15 @@ export function policyCommands(program: Command, context: Context): void {
     .option('--revision <n>', 'default: the current one')
     .option('--json', 'answer as JSON')
     .action(async (options: { revision?: string; json?: boolean }) => {
-      const revision = options.revision === undefined ? 'current' : String(wholeNumber(options.revision, '--revision'));
+      const revision =
+        options.revision === undefined ? 'current' : String(wholeNumber(options.revision, '--revision'));
       const found = await ask(context, 'policy.show', { params: { revision } });
-      show(context, options.json, found, () => `// revision ${found.revision}, ${found.createdAt}, by ${found.createdBy}\n${found.text}`);
+      show(
+        context,
+        options.json,
+        found,
+        () => `// revision ${found.revision}, ${found.createdAt}, by ${found.createdBy}\n${found.text}`,
+      );
     });
 
   policy
@@ -50,8 +58,16 @@ export function policyCommands(program: Command, context: Context): void {
     .option('--json', 'answer as JSON')
     .action(async (options: { json?: boolean }) => {
       const { revisions } = await ask(context, 'policy.history', {});
-      const rows = revisions.map((row) => [String(row.revision), row.createdAt, row.createdBy, String(row.policies.length), row.sha256.slice(0, 12)]);
-      show(context, options.json, revisions, () => table(['REVISION', 'APPLIED', 'BY', 'POLICIES', 'SHA256'], rows));
+      const rows = revisions.map((row) => [
+        String(row.revision),
+        row.createdAt,
+        row.createdBy,
+        String(row.policies.length),
+        row.sha256.slice(0, 12),
+      ]);
+      show(context, options.json, revisions, () =>
+        table(['REVISION', 'APPLIED', 'BY', 'POLICIES', 'SHA256'], rows),
+      );
     });
 
   policy
@@ -68,7 +84,9 @@ export function policyCommands(program: Command, context: Context): void {
         command: string[],
         options: { subject: string; secret: string; host?: string; reason?: string; json?: boolean },
       ) => {
-        const subject = options.subject.includes('/') ? options.subject : `${options.host ?? ''}/${options.subject}`;
+        const subject = options.subject.includes('/')
+          ? options.subject
+          : `${options.host ?? ''}/${options.subject}`;
         const { secret: path, reason } = options;
         const body = { subject, path, command, ...(reason === undefined ? {} : { reason }) };
         const found = await ask(context, 'policy.explain', { body });
@@ -83,7 +101,8 @@ function explained(found: Awaited<ReturnType<typeof ask<'policy.explain'>>>): st
     `  ${found.why}`,
   ];
   if (found.ceilingMs !== undefined) lines.push(`  ceiling ${formatDuration(found.ceilingMs)}`);
-  if (found.freshness?.kind === 'strict') lines.push(`  freshness strict ${formatDuration(found.freshness.ms)}`);
+  if (found.freshness?.kind === 'strict')
+    lines.push(`  freshness strict ${formatDuration(found.freshness.ms)}`);
   if (found.freshness?.kind === 'best_effort') lines.push('  freshness best_effort');
   if (found.next !== undefined) lines.push(`  ${found.next}`);
   return lines.join('\n');
@@ -101,7 +120,8 @@ async function located<Result>(context: Context, file: string, work: () => Promi
   } catch (error) {
     if (error instanceof CustodyError && error.code === 'policy_invalid') {
       const told = problem.safeParse(error.cause).data;
-      for (const { line, column, message } of told?.problems ?? []) note(context, `${file}:${line}:${column}: ${message}`);
+      for (const { line, column, message } of told?.problems ?? [])
+        note(context, `${file}:${line}:${column}: ${message}`);
     }
     throw error;
   }
@@ -121,7 +141,10 @@ async function readPolicy(context: Context, file: string): Promise<string> {
     throw new CustodyError('bad_request', `cannot read ${file}`, { cause });
   }
   if (bytes.byteLength > policyTextBytesMax) {
-    throw new CustodyError('too_large', `${file} has ${bytes.byteLength} bytes, more than ${policyTextBytesMax}`);
+    throw new CustodyError(
+      'too_large',
+      `${file} has ${bytes.byteLength} bytes, more than ${policyTextBytesMax}`,
+    );
   }
   try {
     return new TextDecoder('utf-8', { fatal: true }).decode(bytes);

@@ -14,7 +14,9 @@ const version = '0.1.0';
 
 export function createProgram(context: Context): Command {
   const program = new Command('custody')
-    .description('Credentials for exactly one process tree, for exactly as long as policy says, with a record.')
+    .description(
+      'Credentials for exactly one process tree, for exactly as long as policy says, with a record.',
+    )
     .version(version, '--version', 'print the version')
     .helpOption('-h, --help', 'show help')
     .showSuggestionAfterError(true)
@@ -23,7 +25,8 @@ export function createProgram(context: Context): Command {
     .configureOutput({
       writeOut: (text) => context.stdout.write(text),
       // One clear line; `run` adds what to do next.
-      writeErr: (text) => context.stderr.write(text.replace(/^error: /, 'custody: ')),
+      writeErr: (text) =>
+        context.stderr.write(text.replace(/^error: /, 'custody: ').replace(/\n\((?=Did)/, ' (')),
     });
   upCommands(program, context);
   secretCommands(program, context);
@@ -33,7 +36,9 @@ export function createProgram(context: Context): Command {
   // Served by the keeper, before Node is ever started: this row is for the help.
   program
     .command('run')
-    .description('run a command that holds credentials: custody run --env KEY=custody://prod/stripe/api_key -- cmd')
+    .description(
+      'run a command that holds credentials: custody run --env KEY=custody://prod/stripe/api_key -- cmd',
+    )
     .helpOption(false);
   grantCommands(program, context);
   revokeCommand(program, context);

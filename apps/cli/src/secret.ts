@@ -14,14 +14,30 @@ export function secretCommands(program: Command, context: Context): void {
     .command('put')
     .description('store a new version of a secret')
     .argument('<path>', 'such as prod/stripe')
-    .requiredOption('--field <name=value>', 'a field: NAME=VALUE, NAME=@FILE, or NAME=- for standard input', collect, [])
+    .requiredOption(
+      '--field <name=value>',
+      'a field: NAME=VALUE, NAME=@FILE, or NAME=- for standard input',
+      collect,
+      [],
+    )
     .option('--json', 'answer as JSON')
-    .addHelpText('after', '\nA value on the command line can be seen by others on this machine: prefer @FILE or -.')
+    .addHelpText(
+      'after',
+      '\nA value on the command line can be seen by others on this machine: prefer @FILE or -.',
+    )
     .action(async (path: string, options: { field: string[]; json?: boolean }) => {
       requireSecretPath(path);
       const fields = await readFields(context, options.field);
-      const saved = await ask(context, 'secret.put', { params: { path }, body: { encoding: 'base64', fields } });
-      show(context, options.json, saved, () => `${saved.path} version ${saved.version}: ${saved.fields.join(', ')}`);
+      const saved = await ask(context, 'secret.put', {
+        params: { path },
+        body: { encoding: 'base64', fields },
+      });
+      show(
+        context,
+        options.json,
+        saved,
+        () => `${saved.path} version ${saved.version}: ${saved.fields.join(', ')}`,
+      );
     });
 
   secret
@@ -38,9 +54,12 @@ export function secretCommands(program: Command, context: Context): void {
         show(context, options.json, found, () => summaries([found]));
         return;
       }
-      const version = options.version === undefined ? {} : { version: wholeNumber(options.version, '--version') };
+      const version =
+        options.version === undefined ? {} : { version: wholeNumber(options.version, '--version') };
       const found = await ask(context, 'secret.reveal', { params: { path }, body: version });
-      const lines = Object.entries(found.values).map(([name, value]) => `${name}=${Buffer.from(value, 'base64').toString()}`);
+      const lines = Object.entries(found.values).map(
+        ([name, value]) => `${name}=${Buffer.from(value, 'base64').toString()}`,
+      );
       show(context, options.json, found, () => lines.join('\n'));
     });
 
@@ -60,7 +79,9 @@ export function secretCommands(program: Command, context: Context): void {
     .argument('<path>')
     .option('--json', 'answer as JSON')
     .action(async (path: string, options: { json?: boolean }) => {
-      const { versions } = await ask(context, 'secret.versions', { params: { path: requireSecretPath(path) } });
+      const { versions } = await ask(context, 'secret.versions', {
+        params: { path: requireSecretPath(path) },
+      });
       show(context, options.json, versions, () => summaries(versions));
     });
 
@@ -91,11 +112,15 @@ async function readFields(context: Context, given: readonly string[]): Promise<R
     const name = each.slice(0, Math.max(cut, 0));
     if (!isFieldName(name)) throw new CustodyError('bad_request', `--field ${quote(name)}: write NAME=VALUE`);
     const source = each.slice(cut + 1);
-    if (source === '-' && stdinTaken) throw new CustodyError('bad_request', '--field: only one can read standard input');
+    if (source === '-' && stdinTaken)
+      throw new CustodyError('bad_request', '--field: only one can read standard input');
     stdinTaken ||= source === '-';
     const bytes = await readValue(context, name, source);
     if (bytes.byteLength > secretValueBytesMax) {
-      throw new CustodyError('too_large', `--field ${name}: ${bytes.byteLength} bytes, more than ${secretValueBytesMax}`);
+      throw new CustodyError(
+        'too_large',
+        `--field ${name}: ${bytes.byteLength} bytes, more than ${secretValueBytesMax}`,
+      );
     }
     fields[name] = bytes.toString('base64');
     bytes.fill(0);

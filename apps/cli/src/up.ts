@@ -25,7 +25,10 @@ export function upCommands(program: Command, context: Context): void {
     .action(async (options: { data?: string; hosts: string; detach?: boolean; json?: boolean }) => {
       const hosts = Number(options.hosts);
       if (!Number.isInteger(hosts) || hosts < 0 || hosts > hostsMax) {
-        throw new CustodyError('bad_request', `--hosts: ${quote(options.hosts)} is not a number from 0 to ${hostsMax}`);
+        throw new CustodyError(
+          'bad_request',
+          `--hosts: ${quote(options.hosts)} is not a number from 0 to ${hostsMax}`,
+        );
       }
       const layout = layoutOf(options.data ?? defaultDataDir(context));
       const running = await findRunning(layout);
@@ -52,7 +55,8 @@ export function upCommands(program: Command, context: Context): void {
       }
       process.kill(running.pid, 'SIGTERM');
       for (let waitedMs = 0; (await identityOf(running.pid)) === running.identity; waitedMs += pollMs) {
-        if (waitedMs > downMsMax) throw new CustodyError('internal', `the supervisor, pid ${running.pid}, does not end`);
+        if (waitedMs > downMsMax)
+          throw new CustodyError('internal', `the supervisor, pid ${running.pid}, does not end`);
         await new Promise((resolve) => setTimeout(resolve, pollMs));
       }
       note(context, `down; the data stays under ${layout.dir}`);
@@ -68,16 +72,36 @@ export function upCommands(program: Command, context: Context): void {
       const layout = layoutOf(options.data ?? defaultDataDir(context));
       const running = await findRunning(layout);
       if (running === undefined) {
-        throw new CustodyError('not_found', `no constellation is up under ${layout.dir}`, { next: 'custody up --detach' });
+        throw new CustodyError('not_found', `no constellation is up under ${layout.dir}`, {
+          next: 'custody up --detach',
+        });
       }
-      const host = options.host === undefined ? running.hosts[0] : running.hosts.find(({ name }) => name === options.host);
+      const host =
+        options.host === undefined
+          ? running.hosts[0]
+          : running.hosts.find(({ name }) => name === options.host);
       if (options.host !== undefined && host === undefined) {
         const names = running.hosts.map(({ name }) => name).join(', ');
-        throw new CustodyError('not_found', `there is no host ${quote(options.host)} here; there are: ${names}`);
+        throw new CustodyError(
+          'not_found',
+          `there is no host ${quote(options.host)} here; there are: ${names}`,
+        );
       }
       const token = (await readFile(running.tokenFile, 'utf8')).trim();
-      const variables = { CUSTODY_API: running.api, CUSTODY_TOKEN: token, CUSTODY_SOCKET: host?.socket ?? '' };
-      show(context, options.json, variables, () => `export ${Object.entries(variables).map(([key, value]) => `${key}=${shellQuote(value)}`).join(' ')}`);
+      const variables = {
+        CUSTODY_API: running.api,
+        CUSTODY_TOKEN: token,
+        CUSTODY_SOCKET: host?.socket ?? '',
+      };
+      show(
+        context,
+        options.json,
+        variables,
+        () =>
+          `export ${Object.entries(variables)
+            .map(([key, value]) => `${key}=${shellQuote(value)}`)
+            .join(' ')}`,
+      );
     });
 
   program
@@ -86,7 +110,12 @@ export function upCommands(program: Command, context: Context): void {
     .option('--json', 'answer as JSON')
     .action(async (options: { json?: boolean }) => {
       const status = await ask(context, 'status', {});
-      show(context, options.json, status, () => table(['FIELD', 'VALUE'], Object.entries(status).map(([key, value]) => [key, String(value)])));
+      show(context, options.json, status, () =>
+        table(
+          ['FIELD', 'VALUE'],
+          Object.entries(status).map(([key, value]) => [key, String(value)]),
+        ),
+      );
       if (status.postgres === 'down' || status.bus === 'down') process.exitCode = 1;
     });
 }
@@ -96,7 +125,10 @@ async function supervise(context: Context, dataDir: string, hosts: number, detac
   await mkdir(dataDir, { recursive: true, mode: 0o711 });
   await mkdir(join(dataDir, 'log'), { recursive: true, mode: 0o700 });
   const log = await open(join(dataDir, 'log', 'supervisor.log'), 'a', 0o600);
-  const program = join(dirname(createRequire(import.meta.url).resolve('@custody/constellation/constellation')), 'main.js');
+  const program = join(
+    dirname(createRequire(import.meta.url).resolve('@custody/constellation/constellation')),
+    'main.js',
+  );
   const child = fork(program, ['--data', dataDir, '--hosts', String(hosts)], {
     detached: detach,
     cwd: dataDir,
@@ -107,10 +139,21 @@ async function supervise(context: Context, dataDir: string, hosts: number, detac
   child.on('message', (message) => {
     const told = message as Told;
     if ('ready' in told) ready.resolve();
-    else if ('failed' in told) ready.reject(new CustodyError('unavailable', `the constellation did not come up: ${told.failed}`, { next: `the logs are under ${join(dataDir, 'log')}` }));
+    else if ('failed' in told)
+      ready.reject(
+        new CustodyError('unavailable', `the constellation did not come up: ${told.failed}`, {
+          next: `the logs are under ${join(dataDir, 'log')}`,
+        }),
+      );
     else note(context, `  ${told.part} ${told.what} (${told.detail})`);
   });
-  child.once('exit', (code) => ready.reject(new CustodyError('unavailable', `the supervisor ended with ${code ?? 'a signal'}`, { next: `the logs are under ${join(dataDir, 'log')}` })));
+  child.once('exit', (code) =>
+    ready.reject(
+      new CustodyError('unavailable', `the supervisor ended with ${code ?? 'a signal'}`, {
+        next: `the logs are under ${join(dataDir, 'log')}`,
+      }),
+    ),
+  );
   await ready.promise;
   if (detach) {
     if (child.connected) child.disconnect();
@@ -124,7 +167,11 @@ async function supervise(context: Context, dataDir: string, hosts: number, detac
 
 function upText(running: Running, dataDir: string | undefined): string {
   const data = dataDir === undefined ? '' : ` --data ${shellQuote(dataDir)}`;
-  return [`control plane  ${running.api}`, ...running.hosts.map((host) => `${host.name.padEnd(13)}  ${host.socket}`), `next: eval "$(custody env${data})"`].join('\n');
+  return [
+    `control plane  ${running.api}`,
+    ...running.hosts.map((host) => `${host.name.padEnd(13)}  ${host.socket}`),
+    `next: eval "$(custody env${data})"`,
+  ].join('\n');
 }
 
 function shellQuote(text: string): string {

@@ -125,8 +125,11 @@ export function deniedByPolicy(
   });
 }
 
-/** One policy set, parsed once. `slot` names its place in Cedar's cache: one live engine per slot. */
+/** One policy set, parsed once. `slot` names its place in Cedar's cache: two engines of one slot are right, and slow. */
 export class PolicyEngine {
+  /** Whose policies stand in each slot of Cedar's cache. */
+  static readonly #owners = new Map<string, PolicyEngine>();
+
   readonly policies: readonly Policy[];
   readonly #slot: string;
   readonly #byId: ReadonlyMap<string, Policy>;
@@ -135,17 +138,24 @@ export class PolicyEngine {
     this.policies = policies;
     this.#slot = slot;
     this.#byId = new Map(policies.map((policy) => [policy.id, policy]));
-    const answer = cedar.preparsePolicySet(slot, {
-      staticPolicies: Object.fromEntries(policies.map((policy) => [policy.id, policy.text])),
+    this.#load();
+  }
+
+  #load(): void {
+    const answer = cedar.preparsePolicySet(this.#slot, {
+      staticPolicies: Object.fromEntries(this.policies.map((policy) => [policy.id, policy.text])),
     });
     if (answer.type === 'failure') {
       throw new CustodyError('internal', 'load policies: the set does not parse again', {
         cause: answer.errors,
       });
     }
+    PolicyEngine.#owners.set(this.#slot, this);
   }
 
   decide(request: HoldRequest): HoldDecision {
+    // Who asked before a newer set took the slot is still answered by the set they asked.
+    if (PolicyEngine.#owners.get(this.#slot) !== this) this.#load();
     const principal = { type: 'LocalUser', id: localUser(request.host, request.uid) };
     const resource = { type: 'Secret', id: request.path };
     const answer = cedar.statefulIsAuthorized({
@@ -195,23 +205,36 @@ function entitiesFor(
   ];
 }
 
-/** Cedar gives the parts sorted by an id it made up; put them back as they stand in the text. */
+/**
+ * Cedar gives the parts sorted by ids that it made up in the text's order: policy0, policy1, policy10, … Each part
+ * begins where only space and comments stand after the one before: a search would find copies inside of either.
+ */
 function inOrder(text: string, sources: readonly string[]): [number, string][] {
-  const taken = new Set<number>();
-  const found = sources.map((source): [number, string] => {
-    let start = text.indexOf(source);
-    while (taken.has(start)) start = text.indexOf(source, start + 1);
-    taken.add(start);
-    return [start, source];
-  });
-  return found.toSorted(([a], [b]) => a - b);
+  const ordinals = sources.map((_, index) => index).toSorted((a, b) => (String(a) < String(b) ? -1 : 1));
+  const inText = sources.map((source, index) => [ordinals[index] ?? 0, source] as const);
+  let end = 0;
+  return inText
+    .toSorted(([a], [b]) => a - b)
+    .map(([, source]): [number, string] => {
+      between.lastIndex = end;
+      const start = end + (between.exec(text)?.[0].length ?? 0);
+      if (!text.startsWith(source, start))
+        throw new CustodyError('internal', 'read policy: the parts are not those of the text');
+      end = start + source.length;
+      return [start, source];
+    });
 }
+
+/** What Cedar skips between two policies. */
+const between = /(?:\s|\/\/[^\n\r]*)*/y;
 
 function readPolicy(text: string, start: number, source: string): Policy {
   const answer = cedar.policyToJson(source);
   if (answer.type === 'failure') throw new CustodyError('internal', 'read policy: it does not parse alone');
   const line = lineOf(text.slice(0, start));
-  const annotations = answer.json.annotations ?? {};
+  // An annotation without a value is null, whatever its type says.
+  const given: Readonly<Record<string, string | null>> = answer.json.annotations ?? {};
+  const annotations = Object.fromEntries(Object.entries(given).map(([name, value]) => [name, value ?? '']));
   return {
     id: annotations['id'] ?? `line-${line}`,
     effect: answer.json.effect,

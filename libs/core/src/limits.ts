@@ -57,6 +57,8 @@ export const ledgerBatchEntriesMax = 256;
 export const ledgerBatchBytesMax = 524_288;
 export const ledgerSegmentBytesMax = 16_777_216;
 export const ledgerReceiptTimeoutMs = 5_000;
+/** How long a shipped batch waits for company. A receipt of a revocation waits for nobody. */
+export const ledgerLingerMs = 10;
 export const spoolBytesMax = 1_073_741_824;
 
 /** Reconcilers and the outbox. */

@@ -1,17 +1,21 @@
-/* Owns what Node cannot ask the kernel for: who is at the other end of a Unix socket, and the boot-time clock. */
+/* Owns what Node cannot ask the kernel for: who is at the other end of a Unix socket, the boot-time clock, no core dumps. */
 #include <node_api.h>
 
 #include <errno.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
 #ifdef __APPLE__
 #include <mach/mach_time.h>
+#include <sys/types.h>
 #include <sys/ucred.h>
 #include <sys/un.h>
+#else
+#include <sys/prctl.h>
 #endif
 
 static int peer_of(int fd, int64_t *pid, int64_t *uid, int64_t *gid) {
@@ -84,12 +88,26 @@ static napi_value boot_time_ms(napi_env env, napi_callback_info info) {
   return napi_create_double(env, ms, &result) == napi_ok ? result : NULL;
 }
 
+static napi_value undumpable(napi_env env, napi_callback_info info) {
+  (void)info;
+  /* A core file of the agent would hold credentials in the clear. */
+  struct rlimit none = {0, 0};
+  if (setrlimit(RLIMIT_CORE, &none) != 0) return throw_code(env, "setrlimit", strerror(errno));
+#ifndef __APPLE__
+  /* prctl(2): also closes /proc/PID/mem and ptrace to other processes of the same user. */
+  if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) != 0) return throw_code(env, "prctl", strerror(errno));
+#endif
+  return NULL;
+}
+
 NAPI_MODULE_INIT() {
   napi_value function;
   if (napi_create_function(env, "peer", NAPI_AUTO_LENGTH, peer, NULL, &function) != napi_ok ||
       napi_set_named_property(env, exports, "peer", function) != napi_ok ||
       napi_create_function(env, "bootTimeMs", NAPI_AUTO_LENGTH, boot_time_ms, NULL, &function) != napi_ok ||
-      napi_set_named_property(env, exports, "bootTimeMs", function) != napi_ok) {
+      napi_set_named_property(env, exports, "bootTimeMs", function) != napi_ok ||
+      napi_create_function(env, "undumpable", NAPI_AUTO_LENGTH, undumpable, NULL, &function) != napi_ok ||
+      napi_set_named_property(env, exports, "undumpable", function) != napi_ok) {
     return NULL;
   }
   return exports;

@@ -14,6 +14,7 @@ export interface Peer {
 interface Addon {
   peer(fd: number): Peer;
   bootTimeMs(): number;
+  undumpable(): void;
 }
 
 // src/ and dist/ stand side by side, so one relative path serves both.
@@ -63,4 +64,9 @@ export function peerOf(fd: number): Peer {
 /** Milliseconds, with fractions, on the clock that ceilings are on: it counts suspends, and nobody sets it. */
 export function bootTimeMs(): number {
   return addon().bootTimeMs();
+}
+
+/** This process leaves no core file, and on Linux no other process of its user may read its memory. */
+export function undumpable(): void {
+  addon().undumpable();
 }

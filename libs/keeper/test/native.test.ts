@@ -67,3 +67,16 @@ it('keeperPath is absolute and the same from src and from dist', () => {
   expect(isAbsolute(keeperPath())).toBe(true);
   expect(keeperPath()).toMatch(/libs\/keeper\/build\/custody-keeper$/);
 });
+
+describe('undumpable', () => {
+  it('leaves a process that can write no core file', async () => {
+    const native = join(import.meta.dirname, '..', 'dist', 'native.js');
+    const program = `import(${JSON.stringify(native)}).then(({ undumpable }) => { undumpable(); console.log('done'); setInterval(() => {}, 1e6); })`;
+    const child = spawn(process.execPath, ['-e', program], { stdio: ['ignore', 'pipe', 'inherit'] });
+    await once(child.stdout, 'data');
+    const limits = readFileSync(`/proc/${child.pid}/limits`, 'utf8');
+    expect(limits).toMatch(/^Max core file size\s+0\s+0\s/m);
+    child.kill('SIGKILL');
+    await once(child, 'exit');
+  });
+});

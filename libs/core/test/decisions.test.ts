@@ -1,0 +1,207 @@
+// Owns the proof of the small decisions: durations, ceilings, obligations, revocations.
+import fc from 'fast-check';
+import { describe, expect, it } from 'vitest';
+import { durationMs, formatDuration, requireDurationMs } from '../src/duration.ts';
+import { decideCeiling } from '../src/grant.ts';
+import { ceilingMsDefault, ttlMsMax } from '../src/limits.ts';
+import { annotationProblem, combineObligations, freshnessDefault, knownAnnotations } from '../src/policy.ts';
+import { classify, hits } from '../src/revocation.ts';
+
+describe('a duration', () => {
+  it.each([
+    ['500ms', 500],
+    ['30s', 30_000],
+    ['15m', 900_000],
+    ['1h', 3_600_000],
+    ['7d', 604_800_000],
+    ['0s', 0],
+    ['007s', 7_000],
+  ])('%s is %d ms', (text, ms) => expect(durationMs(text)).toBe(ms));
+
+  it.each([
+    '',
+    '1',
+    's',
+    '1.5h',
+    '-1s',
+    '1 s',
+    '1S',
+    '1w',
+    '1s ',
+    '1s\n',
+    '1e3s',
+    '999999999999d',
+    '１s',
+    '1m30s',
+  ])('%j is none', (text) => {
+    expect(durationMs(text)).toBeUndefined();
+    expect(() => requireDurationMs(text, '--ttl')).toThrow(/^--ttl: .* is not a duration$/);
+  });
+
+  it('survives being written and read', () => {
+    fc.assert(
+      fc.property(fc.nat({ max: 2 ** 31 - 1 }), (ms) => {
+        expect(durationMs(formatDuration(ms))).toBe(ms);
+      }),
+    );
+  });
+
+  it('is written in the largest unit that divides it', () => {
+    expect([0, 1, 1_000, 90_000, 3_600_000, 86_400_000].map(formatDuration)).toEqual([
+      '0ms',
+      '1ms',
+      '1s',
+      '90s',
+      '1h',
+      '1d',
+    ]);
+  });
+});
+
+describe('a ceiling', () => {
+  const ms = fc.nat({ max: ttlMsMax * 2 });
+  const maybe = fc.option(ms, { nil: undefined });
+
+  it('is never more than policy, request, parent or the most any grant may last', () => {
+    fc.assert(
+      fc.property(ms, maybe, maybe, (policyMs, requestMs, parentMs) => {
+        const { ceilingMs, note } = decideCeiling({ policyMs, requestMs, parentMs });
+        const bound = Math.min(policyMs, parentMs ?? Infinity, ttlMsMax);
+        expect(ceilingMs).toBe(Math.min(bound, requestMs ?? Infinity));
+        expect(note !== undefined).toBe(requestMs !== undefined && requestMs > bound);
+      }),
+      { numRuns: 1_000 },
+    );
+  });
+
+  it.each([
+    [
+      { policyMs: 900_000, requestMs: 3_600_000, parentMs: undefined },
+      'ttl 1h is more than the policy allows: the ceiling is 15m',
+    ],
+    [
+      { policyMs: 900_000, requestMs: 60_000, parentMs: 30_000 },
+      'ttl 1m is more than the parent grant leaves: the ceiling is 30s',
+    ],
+    [
+      { policyMs: ttlMsMax * 2, requestMs: ttlMsMax + 1_000, parentMs: undefined },
+      `ttl ${formatDuration(ttlMsMax + 1_000)} is more than any grant may last: the ceiling is 7d`,
+    ],
+  ])('that is lower than what was asked says why', (asked, note) =>
+    expect(decideCeiling(asked).note).toBe(note),
+  );
+
+  it('of a parent that has nothing left is nothing', () => {
+    expect(decideCeiling({ policyMs: 900_000, requestMs: undefined, parentMs: 0 })).toEqual({
+      ceilingMs: 0,
+      note: undefined,
+    });
+  });
+});
+
+describe('obligations', () => {
+  it('are the most restrictive of those that permit', () => {
+    expect(
+      combineObligations([
+        { ceiling: '1h', freshness: 'best_effort' },
+        { ceiling: '5m', freshness: 'strict 60s' },
+        { ceiling: '15m', freshness: 'strict 10s' },
+      ]),
+    ).toEqual({ ceilingMs: 300_000, freshness: { kind: 'strict', ms: 10_000 } });
+  });
+
+  it('have defaults where a policy says nothing, and a longer ceiling beside it does not lift them', () => {
+    expect(combineObligations([{}])).toEqual({ ceilingMs: ceilingMsDefault, freshness: freshnessDefault });
+    expect(combineObligations([{}, { ceiling: '7d', freshness: 'best_effort' }])).toEqual({
+      ceilingMs: ceilingMsDefault,
+      freshness: freshnessDefault,
+    });
+  });
+
+  it('of no policy at all allow nothing', () => {
+    expect(combineObligations([]).ceilingMs).toBe(0);
+  });
+
+  it('never grow when one more policy permits', () => {
+    const annotations = fc.record(
+      {
+        ceiling: fc.constantFrom('1s', '30s', '15m', '1h', '7d', '500ms'),
+        freshness: fc.constantFrom('best_effort', 'strict 1s', 'strict 60s', 'strict 1h'),
+      },
+      { requiredKeys: [] },
+    );
+    const strictness = (made: ReturnType<typeof combineObligations>): number =>
+      made.freshness.kind === 'strict' ? made.freshness.ms : Infinity;
+    fc.assert(
+      fc.property(fc.array(annotations, { minLength: 1, maxLength: 6 }), annotations, (before, one) => {
+        const [less, more] = [combineObligations(before), combineObligations([...before, one])];
+        expect(more.ceilingMs).toBeLessThanOrEqual(less.ceilingMs);
+        expect(strictness(more)).toBeLessThanOrEqual(strictness(less));
+      }),
+    );
+  });
+
+  it.each([
+    ['approval', 'security'],
+    ['ceilng', '15m'],
+    ['toString', 'x'],
+    ['ceiling', ''],
+    ['ceiling', '0s'],
+    ['ceiling', '8d'],
+    ['ceiling', 'forever'],
+    ['freshness', 'strict'],
+    ['freshness', 'strict 0s'],
+    ['freshness', 'strict 60s please'],
+    ['freshness', 'lenient 60s'],
+    ['id', ''],
+    ['id', 'a b'],
+    ['id', 'a\nb'],
+    ['id', 'a'.repeat(129)],
+  ])('@%s(%j) is refused when it is applied', (name, value) => {
+    expect(annotationProblem(name, value)).toContain(`@${name}`);
+  });
+
+  it('that this version knows can be read', () => {
+    const good: Record<string, string> = {
+      id: 'a/b-1',
+      description: 'any text',
+      ceiling: '7d',
+      freshness: 'strict 60s',
+    };
+    expect(knownAnnotations.map((name) => annotationProblem(name, good[name] ?? ''))).toEqual([
+      undefined,
+      undefined,
+      undefined,
+      undefined,
+    ]);
+  });
+});
+
+describe('a revocation', () => {
+  it('is applied in order, once, and never over a gap', () => {
+    fc.assert(
+      fc.property(fc.nat({ max: 1_000 }), fc.integer({ min: 1, max: 1_010 }), (cursor, epoch) => {
+        const what = classify(cursor, epoch);
+        expect(what === 'apply').toBe(epoch === cursor + 1);
+        expect(what === 'known').toBe(epoch <= cursor);
+        expect(what === 'gap').toBe(epoch > cursor + 1);
+      }),
+    );
+  });
+
+  it('whatever the order entries come in, each is applied exactly once and in its turn', () => {
+    fc.assert(
+      fc.property(fc.array(fc.integer({ min: 1, max: 8 }), { maxLength: 60 }), (heard) => {
+        const applied: number[] = [];
+        for (const epoch of heard) if (classify(applied.length, epoch) === 'apply') applied.push(epoch);
+        expect(applied).toEqual(applied.map((_, index) => index + 1));
+      }),
+    );
+  });
+
+  it('hits the grant that it names and no other', () => {
+    const target = { kind: 'grant', id: 'g_00000001' } as const;
+    expect(hits(target, { grantId: 'g_00000001' })).toBe(true);
+    expect(hits(target, { grantId: 'g_000000010' })).toBe(false);
+  });
+});
