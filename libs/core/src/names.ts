@@ -42,5 +42,7 @@ export function foldersOf(path: string): string[] {
 
 /** Quotes text from outside for an error message: bounded, with control characters escaped. */
 export function quote(text: string): string {
-  return JSON.stringify(text.length > 80 ? `${text.slice(0, 80)}…` : text);
+  const escaped = JSON.stringify(text.length > 80 ? `${text.slice(0, 80)}…` : text);
+  // JSON leaves DEL and the C1 controls as they are; a terminal obeys U+009B like ESC [.
+  return escaped.replaceAll(/\p{Cc}/gu, (one) => `\\u00${one.charCodeAt(0).toString(16)}`);
 }

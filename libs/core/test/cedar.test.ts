@@ -9,7 +9,7 @@ import {
   type HoldRequest,
   type PolicyProblem,
 } from '../src/cedar.ts';
-import { CustodyError } from '../src/errors.ts';
+import type { CustodyError } from '../src/errors.ts';
 import { policiesMax, policyTextBytesMax } from '../src/limits.ts';
 
 const issue = `@id("anyone-may-hold-prod")

@@ -41,11 +41,8 @@ it('an error keeps its cause for the log and out of what is shown', () => {
 it('every bound is a positive whole number, named with its unit last', () => {
   const names = Object.entries(limits);
   expect(names.length).toBeGreaterThan(30);
-  for (const [name, value] of names) {
-    expect(value, name).toBeGreaterThan(0);
-    expect(Number.isSafeInteger(value), name).toBe(true);
-    expect(name).toMatch(/(Max|Min|Default|Ms)$/);
-  }
+  expect(names.filter(([, value]) => !Number.isSafeInteger(value) || value <= 0)).toEqual([]);
+  expect(names.filter(([name]) => !/(Max|Min|Default|Ms)$/.test(name))).toEqual([]);
 });
 
 it('the bounds agree with each other', () => {

@@ -3,7 +3,6 @@ import { Console } from 'node:console';
 import { Writable } from 'node:stream';
 import { format, inspect } from 'node:util';
 import fc from 'fast-check';
-import { pino } from 'pino';
 import { describe, expect, it } from 'vitest';
 import { Secret } from '../src/secret.ts';
 
@@ -27,7 +26,7 @@ describe('a secret shows nothing', () => {
   it.each<[string, () => string]>([
     ['toString', () => secret.toString()],
     ['String()', () => String(secret)],
-    ['a template', () => `${secret.toString()}`],
+    ['a template', () => `<${secret.toString()}>`],
     ['concatenation', () => ['x', secret].join('')],
     ['JSON', () => JSON.stringify(wrapped)],
     ['inspect', () => inspect(wrapped, { depth: 10, showHidden: true })],
@@ -49,15 +48,6 @@ describe('a secret shows nothing', () => {
   it('to console.log', () => {
     const out = capture();
     new Console(out.stream).log(secret, wrapped, '%s', secret);
-    expect(out.text()).toContain('[secret]');
-    expect(out.text()).not.toContain(value);
-  });
-
-  it('to a structured log', () => {
-    const out = capture();
-    const log = pino({ base: null }, out.stream);
-    log.info({ secret, wrapped }, 'released');
-    log.error({ err: new Error('failed', { cause: secret }) });
     expect(out.text()).toContain('[secret]');
     expect(out.text()).not.toContain(value);
   });
