@@ -1,8 +1,9 @@
 // Owns `npm run bench -- NAME`: picks the bench, runs it, writes its results.
 import { run } from './run.ts';
+import { up } from './up.ts';
 import { writeResults, type Bench } from './results.ts';
 
-const benches: Readonly<Record<string, Bench>> = { run };
+const benches: Readonly<Record<string, Bench>> = { run, up };
 
 const name = process.argv[2] ?? '';
 const bench = benches[name];
