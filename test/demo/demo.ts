@@ -1,4 +1,4 @@
-// Owns the story that `npm run demo` tells: eight steps, each a real command against real parts. A step that fails ends it with 1.
+// Owns the story that `npm run demo` tells: eight steps, each a real command against real parts. A failed step ends it with 1.
 import { spawn, type ChildProcess } from 'node:child_process';
 import {
   chmodSync,

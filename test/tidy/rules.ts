@@ -136,7 +136,7 @@ export const rules: readonly Rule[] = [
   {
     name: 'no pictures between the words',
     why: 'they say nothing that words do not, and terminals disagree about their width',
-    about: isText,
+    about: (path) => isText(path) && !isTest(path),
     find: (text) => matching(text, (line) => /\p{Emoji_Presentation}|\u{fe0f}/u.test(line), 'an emoji'),
     plant: [{ path: 'docs/planted.md', text: `\n\n${String.fromCodePoint(0x1f680)}`, line: 3 }],
   },

@@ -55,7 +55,8 @@ export async function appendOwn(statement: Statement, author: string, next: Next
     `WITH entry AS (
        INSERT INTO ledger_entries
          (author, chain_epoch, seq, kind, grant_id, at, boot_ms, hash, bytes, signature, body, ingested_at)
-       VALUES ($1, $2::int, $3::int, $4, $5, $6::timestamptz, $7::bigint, $8::bytea, $9::bytea, $10::bytea, $11::jsonb, $6::timestamptz)
+       VALUES ($1, $2::int, $3::int, $4, $5, $6::timestamptz, $7::bigint, $8::bytea, $9::bytea, $10::bytea, $11::jsonb,
+         $6::timestamptz)
        RETURNING author, chain_epoch, seq, hash)
      UPDATE ledger_heads AS head SET chain_epoch = entry.chain_epoch, seq = entry.seq, hash = entry.hash
        FROM entry WHERE head.author = entry.author`,
