@@ -10,6 +10,7 @@ import {
   type ReplyOf,
 } from './http.ts';
 import { parse } from './schema.ts';
+import type { z } from 'zod';
 
 export interface ClientOptions {
   /** `http://127.0.0.1:4100` */
@@ -44,20 +45,10 @@ export async function call<Name extends Action>(
   for (const [key, value] of Object.entries(query ?? {})) {
     if (value !== undefined) url.searchParams.set(key, String(value));
   }
-  const response = await send(url, method, options, body);
-  const text = await response.text();
-  const data: unknown = text === '' ? undefined : jsonOrUndefined(text);
-  if (response.ok) return parse(reply, data, `the answer of ${method} ${path}`) as ReplyOf<Name>;
+  const { ok, status, data } = await send(url, method, options, body);
+  if (ok) return believed(reply, data, `the answer of ${method} ${path}`) as ReplyOf<Name>;
   const told = problem.safeParse(data);
-  if (!told.success) {
-    throw new CustodyError(
-      'unavailable',
-      `${method} ${url.pathname}: status ${response.status} from ${url.host}`,
-      {
-        next: 'is CUSTODY_API the address of a control plane?',
-      },
-    );
-  }
+  if (!told.success) throw noControlPlane(`${method} ${url.pathname}: status ${status} from ${url.host}`);
   const code = isErrorCode(told.data.code) ? told.data.code : 'internal';
   throw new CustodyError(code, told.data.detail, {
     ...(told.data.next === undefined ? {} : { next: told.data.next }),
@@ -65,9 +56,17 @@ export async function call<Name extends Action>(
   });
 }
 
-async function send(url: URL, method: string, options: ClientOptions, body: unknown): Promise<Response> {
+interface Answer {
+  readonly ok: boolean;
+  readonly status: number;
+  /** Undefined where it is no JSON. */
+  readonly data: unknown;
+}
+
+/** The whole answer: a server that stops in the middle of one was not reached. */
+async function send(url: URL, method: string, options: ClientOptions, body: unknown): Promise<Answer> {
   try {
-    return await fetch(url, {
+    const response = await fetch(url, {
       method,
       headers: {
         ...(body === undefined ? {} : { 'content-type': 'application/json' }),
@@ -76,12 +75,26 @@ async function send(url: URL, method: string, options: ClientOptions, body: unkn
       ...(body === undefined ? {} : { body: JSON.stringify(body) }),
       signal: AbortSignal.timeout(options.timeoutMs ?? 60_000),
     });
+    const { ok, status } = response;
+    return { ok, status, data: jsonOrUndefined(await response.text()) };
   } catch (cause) {
     throw new CustodyError('control_plane_unreachable', `cannot reach the control plane at ${url.origin}`, {
       next: 'is it up? try custody status, or custody up',
       cause,
     });
   }
+}
+
+function believed<Schema extends z.ZodType>(reply: Schema, data: unknown, what: string): z.output<Schema> {
+  try {
+    return parse(reply, data, what);
+  } catch (error) {
+    throw error instanceof CustodyError ? noControlPlane(error.publicMessage) : error;
+  }
+}
+
+function noControlPlane(what: string): CustodyError {
+  return new CustodyError('unavailable', what, { next: 'is CUSTODY_API the address of a control plane?' });
 }
 
 function jsonOrUndefined(text: string): unknown {

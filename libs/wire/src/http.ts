@@ -22,6 +22,7 @@ import {
   jws,
   labels,
   reason,
+  plainText,
   secretPath,
   timestamp,
 } from './schema.ts';
@@ -197,6 +198,8 @@ const wholeNumber = z
   .string()
   .regex(/^\d{1,15}$/)
   .transform(Number);
+/** An epoch or a sequence number of a chain, as far as a column of the ledger goes. */
+const chainNumber = wholeNumber.refine((number) => number < 2 ** 31, 'is too large');
 const flag = z.enum(['true', 'false']).transform((text) => text === 'true');
 
 interface EndpointShape {
@@ -223,7 +226,7 @@ export const endpoints = {
       sealingKey: base64Url,
       busUserKey: z.string().regex(/^U[A-Z2-7]{55}$/),
       containment,
-      agentVersion: z.string().max(64),
+      agentVersion: plainText.max(64),
       /** Ed25519 over docs/spec/enrolment.md's statement, by the signing key: the host holds what it names. */
       proof: base64Url,
     }),
@@ -239,7 +242,7 @@ export const endpoints = {
     method: 'GET',
     path: '/v1/secrets',
     summary: 'List secrets under a folder',
-    query: z.strictObject({ prefix: z.string().max(256).optional() }),
+    query: z.strictObject({ prefix: plainText.max(256).optional() }),
     reply: z.strictObject({ secrets: z.array(secretSummary).max(listRowsMax) }),
   },
   'secret.put': {
@@ -292,14 +295,14 @@ export const endpoints = {
     method: 'POST',
     path: '/v1/policies',
     summary: 'Apply a policy set as the next revision',
-    body: z.strictObject({ text: z.string().max(policyTextBytesMax) }),
+    body: z.strictObject({ text: plainText.max(policyTextBytesMax) }),
     reply: policySummary,
   },
   'policy.validate': {
     method: 'POST',
     path: '/v1/policies/validate',
     summary: 'Check a policy set without applying it',
-    body: z.strictObject({ text: z.string().max(policyTextBytesMax) }),
+    body: z.strictObject({ text: plainText.max(policyTextBytesMax) }),
     reply: z.strictObject({ policies: policySummary.shape.policies }),
   },
   'policy.history': {
@@ -402,9 +405,9 @@ export const endpoints = {
     path: '/v1/ledger/lines',
     summary: 'Ledger lines: of one author in order of its chain, or of all in order of ingestion',
     query: z.strictObject({
-      author: z.string().max(64).optional(),
-      epoch: wholeNumber.optional(),
-      afterSeq: wholeNumber.optional(),
+      author: plainText.max(64).optional(),
+      epoch: chainNumber.optional(),
+      afterSeq: chainNumber.optional(),
       after: wholeNumber.optional(),
       last: flag.optional(),
       waitMs: wholeNumber.optional(),

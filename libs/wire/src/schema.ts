@@ -26,14 +26,16 @@ export const jws = z
   .string()
   .regex(/^[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+$/)
   .max(700_000);
-export const reason = z.string().min(1).max(reasonBytesMax);
+/** Without NUL, which no database text, argument or path can hold. */
+export const plainText = z.string().refine((value) => !value.includes('\0'), 'holds a NUL');
+export const reason = plainText.min(1).max(reasonBytesMax);
 export const ttlMs = z.int().min(ttlMsMin).max(ttlMsMax);
 export const count = z.int().min(0);
 export const labels = z
-  .record(z.string().regex(/^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$/), z.string().max(256))
+  .record(z.string().regex(/^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$/), plainText.max(256))
   .refine((value) => Object.keys(value).length <= labelsMax, `has more than ${labelsMax} labels`);
 export const command = z
-  .array(z.string())
+  .array(plainText)
   .min(1)
   .refine((words) => words.reduce((sum, word) => sum + word.length, 0) <= runCommandBytesMax, 'is too long');
 export const containment = z.enum(['cgroup', 'subreaper', 'kqueue']);
@@ -48,6 +50,7 @@ export const held = z.strictObject({ ...wanted.shape, version: z.int().positive(
 export type Wanted = z.infer<typeof wanted>;
 export type Held = z.infer<typeof held>;
 
+const problemCharsMax = 200;
 const utf8 = new TextDecoder('utf-8', { fatal: true });
 
 /** Checks a value against its schema. Throws `bad_request`, naming the place and never the value. */
@@ -60,11 +63,17 @@ export function parse<Schema extends z.ZodType>(
   if (result.success) return result.data;
   const problems = result.error.issues.slice(0, 3).map((issue) => {
     const place = issue.path.map(String).join('.');
-    return place === '' ? issue.message : `${place}: ${issue.message}`;
+    return bounded(place === '' ? issue.message : `${place}: ${issue.message}`);
   });
   throw new CustodyError('bad_request', `${what}: ${problems.join('; ')}`, {
     next: 'see the schema in /openapi.json',
   });
+}
+
+/** Names of members are the sender's: they may be long, and hold what a terminal obeys. */
+function bounded(line: string): string {
+  const plain = line.replaceAll(/\p{Cc}/gu, '?');
+  return plain.length > problemCharsMax ? `${plain.slice(0, problemCharsMax)}…` : plain;
 }
 
 /** Decodes JSON bytes strictly: broken UTF-8 is `bad_utf8`, broken JSON `bad_request`. */
