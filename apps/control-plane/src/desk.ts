@@ -2,6 +2,7 @@
 import type { Bus, Message } from '@custody/bus/bus';
 import { CustodyError } from '@custody/core/errors';
 import type { Database } from '@custody/store/database';
+import { StoreError, toStoreError } from '@custody/store/errors';
 import { hostById, hostSeen, type HostRow } from '@custody/store/hosts';
 import { traced } from '@custody/telemetry/telemetry';
 import { failureOf, grantRequest, policyRequest, revocationsRequest } from '@custody/wire/messages';
@@ -72,10 +73,12 @@ async function respond(
 }
 
 /** A database that does not answer is a fact the host's user should read; any other surprise is not. */
-export function unavailableWhenStoreIsDown(error: unknown): unknown {
-  if (!(error instanceof Error) || error.name !== 'StoreError' || !('code' in error)) return error;
+export function unavailableWhenStoreIsDown(thrown: unknown): unknown {
+  // Reads outside of a transaction throw what the driver throws.
+  const error = toStoreError('ask the database', thrown);
+  if (!(error instanceof StoreError)) return thrown;
   const down = error.code === 'unreachable' || error.code === 'timeout' || error.code === 'too_many_retries';
-  if (!down) return error;
+  if (!down) return thrown;
   return new CustodyError('unavailable', 'the control plane cannot reach its database', {
     next: 'nothing was changed; try again when custody status shows it up',
     cause: error,
