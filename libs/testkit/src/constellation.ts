@@ -5,7 +5,7 @@ import * as fs from 'node:fs';
 import * as os from 'node:os';
 import * as path from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
-import { afterAll, beforeAll } from 'vitest';
+import { afterAll, afterEach, beforeAll } from 'vitest';
 import { searchPath } from './config.ts';
 
 const root = path.join(import.meta.dirname, '..', '..', '..');
@@ -99,10 +99,17 @@ export function withConstellation(choice: ConstellationChoice): TestConstellatio
     opened = { constellation, dir, scratch };
   });
 
+  let failed = false;
+  afterEach(({ task }) => {
+    failed ||= task.result?.state === 'fail';
+  });
+
   afterAll(async () => {
     for (const child of children) child.kill('SIGTERM');
     await opened?.constellation[Symbol.asyncDispose]();
-    if (opened !== undefined) fs.rmSync(opened.scratch, { recursive: true, force: true });
+    if (opened === undefined) return;
+    if (failed) keepLogs(opened.constellation.layout.logs);
+    fs.rmSync(opened.scratch, { recursive: true, force: true });
   });
 
   const current = (): NonNullable<typeof opened> => {
@@ -163,6 +170,13 @@ export function withConstellation(choice: ConstellationChoice): TestConstellatio
     run: (command, options = {}) => start(runArgs(command, options), options).outcome,
     startRun: (command, options = {}) => start(runArgs(command, options), options),
   };
+}
+
+/** What the programs said is the first thing that whoever looks into a failure wants to read. */
+function keepLogs(logs: string): void {
+  const kept = fs.mkdtempSync(path.join(os.tmpdir(), 'custody-suite-logs-'));
+  fs.cpSync(logs, kept, { recursive: true });
+  process.stderr.write(`the logs of the constellation are kept under ${kept}\n`);
 }
 
 function follow(child: ChildProcess, what: string): StartedRun {
