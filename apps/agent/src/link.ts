@@ -8,6 +8,7 @@ import {
   catchUpIntervalMs,
   grantRequestTimeoutMs,
   pullTimeoutMs,
+  reconcileIntervalMs,
   revocationsKeptMax,
 } from '@custody/core/limits';
 import { classify, hits, type RevocableGrant } from '@custody/core/revocation';
@@ -78,6 +79,7 @@ export class Link implements AsyncDisposable {
   /** Why the last catching up failed. */
   #failure: Error | undefined;
   #timer: NodeJS.Timeout | undefined;
+  #retry: NodeJS.Timeout | undefined;
   #closed = false;
 
   constructor(options: LinkOptions) {
@@ -194,6 +196,7 @@ export class Link implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     this.#closed = true;
     clearInterval(this.#timer);
+    clearTimeout(this.#retry);
     await Promise.all(this.#subscriptions.map((subscription) => subscription[Symbol.asyncDispose]()));
     await this.#catchingUp;
     await this.#applying;
@@ -218,6 +221,9 @@ export class Link implements AsyncDisposable {
       this.#failure = error instanceof Error ? error : unreachable('catching up failed', error);
       this.#setState('down');
       this.#options.log.warn({ err: error }, 'catching up with the control plane failed');
+      // The bus may be back before the control plane is.
+      clearTimeout(this.#retry);
+      this.#retry = setTimeout(() => this.catchUp(), reconcileIntervalMs);
     }
   }
 
