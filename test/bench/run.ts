@@ -3,8 +3,8 @@ import { spawn, spawnSync } from 'node:child_process';
 import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync, chmodSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { delimiter, join } from 'node:path';
-import { startConstellation } from '../../libs/constellation/dist/constellation.js';
-import { call } from '../../libs/wire/dist/client.js';
+import { startConstellation } from '@custody/constellation/constellation';
+import { call } from '@custody/wire/client';
 import { round, spreadOf, type Results, type Spread } from './results.ts';
 
 const root = join(import.meta.dirname, '..', '..');

@@ -2,7 +2,7 @@
 import { chmodSync, mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { startConstellation } from '../../libs/constellation/dist/constellation.js';
+import { startConstellation } from '@custody/constellation/constellation';
 import { spreadOf, type Results } from './results.ts';
 
 const rounds = 5;

@@ -29,7 +29,7 @@ const environment: Record<string, string> = {
   DATA: data,
   DIR: dir,
   DEMO: join(root, 'test', 'demo'),
-} as Record<string, string>;
+};
 
 interface Outcome {
   readonly code: number;

@@ -39,8 +39,8 @@ export const onPrisma =
 
 export const onClient =
   (client: PoolClient): Statement =>
-  async (sql, values) =>
-    (await client.query({ text: sql, values: [...values] })).rows;
+  async <Row>(sql: string, values: readonly unknown[]) =>
+    (await client.query({ text: sql, values: [...values] })).rows as Row[];
 
 /** Writes the control plane's own entry inside the transaction of what it records. Its head serialises them. */
 export async function appendOwn(statement: Statement, author: string, next: NextEntry): Promise<void> {
