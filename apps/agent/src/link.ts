@@ -223,7 +223,7 @@ export class Link implements AsyncDisposable {
       this.#options.log.warn({ err: error }, 'catching up with the control plane failed');
       // The bus may be back before the control plane is.
       clearTimeout(this.#retry);
-      this.#retry = setTimeout(() => this.catchUp(), reconcileIntervalMs);
+      if (!this.#closed) this.#retry = setTimeout(() => this.catchUp(), reconcileIntervalMs);
     }
   }
 
