@@ -12,7 +12,8 @@ import { writeFileAtomic } from '@custody/crypto/keyfiles';
 import type { SigningKey } from '@custody/crypto/keys';
 import type { JsonObject } from '@custody/ledger/canonical';
 import { appendEntry, emptyHead, nextEpoch, type Head } from '@custody/ledger/chain';
-import { parseLine, type LedgerEntry } from '@custody/ledger/entry';
+import { parseLine, type LedgerEntry, type LedgerLine } from '@custody/ledger/entry';
+import { LedgerError } from '@custody/ledger/errors';
 import { verifyLedgerReceipt } from '@custody/ledger/receipts';
 import type { HostBody, HostKind } from '@custody/wire/ledger';
 
@@ -43,6 +44,8 @@ export interface SpoolOptions {
   readonly controlPlaneKey: string;
   readonly wallClock: () => Date;
   readonly bootMs: () => number;
+  /** Default `ledgerSegmentBytesMax`. */
+  readonly segmentBytesMax?: number;
 }
 
 /** A place in the chain. */
@@ -102,15 +105,15 @@ export class Spool implements AsyncDisposable {
         segment.bytes = whole;
       }
       for (const line of linesOf(bytes.subarray(0, whole))) {
-        const { entry, hash } = parseLine(line);
-        if (head !== undefined && entry.prev !== head.hash)
+        const { entry, hash } = readEntry(path, line);
+        if (head !== undefined && !follows(head, entry))
           throw damaged(path, `entry ${entry.seq} does not follow`);
         head = { epoch: entry.epoch, seq: entry.seq, hash };
         replay(entry);
       }
     }
-    // Entries were confirmed, but none is here: this host lost its ledger, and says so by a new chain epoch.
-    if (head === undefined && confirmed.seq > 0) head = nextEpoch({ ...confirmed });
+    // Entries were confirmed that are not here: this host lost some of its ledger, and says so by a new chain epoch.
+    if (confirmed.seq > 0 && isBefore(head ?? emptyHead, confirmed)) head = nextEpoch(confirmed);
     return new Spool(options, segments, head, confirmed);
   }
 
@@ -191,27 +194,21 @@ export class Spool implements AsyncDisposable {
     const claims = await verifyLedgerReceipt(this.#options.controlPlaneKey, receipt);
     if (claims.host !== this.#options.hostId)
       throw new CustodyError('ledger_rejected', 'a receipt for another host');
-    const head = this.#head;
-    if (
-      head !== undefined &&
-      claims.epoch === head.epoch &&
-      claims.seq === head.seq &&
-      claims.hash !== head.hash
-    ) {
+    if (!isBefore(this.#confirmed, claims)) return this.#confirmed;
+    if ((await this.#hashOf(claims)) !== claims.hash) {
       throw new CustodyError(
         'ledger_rejected',
-        `the control plane holds another entry ${claims.seq} of this chain`,
+        `the control plane holds an entry ${claims.seq} that is not this chain's`,
         {
           next: 'this host or its ledger was copied; enrol it again under a new name',
         },
       );
     }
-    const newer = claims.epoch > this.#confirmed.epoch || claims.seq > this.#confirmed.seq;
-    if (newer && claims.epoch >= this.#confirmed.epoch) {
-      this.#confirmed = { epoch: claims.epoch, seq: claims.seq, hash: claims.hash };
-      await writeFileAtomic(join(this.#options.dir, receiptFile), new TextEncoder().encode(receipt), 0o600);
-      await this.#free();
-    }
+    // Another receipt may have been taken while the disk was read.
+    if (!isBefore(this.#confirmed, claims)) return this.#confirmed;
+    this.#confirmed = { epoch: claims.epoch, seq: claims.seq, hash: claims.hash };
+    await writeFileAtomic(join(this.#options.dir, receiptFile), new TextEncoder().encode(receipt), 0o600);
+    await this.#free();
     return this.#confirmed;
   }
 
@@ -258,7 +255,11 @@ export class Spool implements AsyncDisposable {
     if (first === undefined) return;
     const bytes = Buffer.concat(group.map(({ line }) => line));
     let segment = this.#segments.at(-1);
-    if (segment === undefined || segment.epoch !== first.epoch || segment.bytes > ledgerSegmentBytesMax) {
+    if (
+      segment === undefined ||
+      segment.epoch !== first.epoch ||
+      segment.bytes > (this.#options.segmentBytesMax ?? ledgerSegmentBytesMax)
+    ) {
       segment = await this.#roll(first);
     }
     this.#file ??= await open(join(this.#options.dir, segment.name), 'a', 0o600);
@@ -280,14 +281,49 @@ export class Spool implements AsyncDisposable {
     return segment;
   }
 
+  /** The hash of the entry at a place of this chain; undefined where there is none. */
+  async #hashOf({ epoch, seq }: Place): Promise<string | undefined> {
+    const head = this.#head;
+    if (head === undefined || isBefore(head, { epoch, seq })) return undefined;
+    if (head.epoch === epoch && head.seq === seq) return head.hash;
+    const segment = this.#segments.findLast((each) => each.epoch === epoch && each.firstSeq <= seq);
+    if (segment === undefined) return undefined;
+    const bytes = await readFile(join(this.#options.dir, segment.name));
+    const line = linesOf(bytes.subarray(0, segment.bytes))[seq - segment.firstSeq];
+    return line === undefined ? undefined : parseLine(line).hash;
+  }
+
   async #free(): Promise<void> {
-    const keepFrom = Math.min(this.#confirmed.seq + 1, this.#pinnedSeq());
+    const pinned = this.#pinnedSeq();
     while (this.#segments.length > 1) {
       const [oldest, next] = this.#segments;
-      if (oldest === undefined || next === undefined || next.firstSeq > keepFrom) return;
+      if (oldest === undefined || next === undefined) return;
+      // Nothing is owed of an epoch that was left behind, but an open run may still stand there.
+      const owedFrom = oldest.epoch < this.#confirmed.epoch ? pinned : this.#confirmed.seq + 1;
+      const covered = oldest.epoch === next.epoch && next.firstSeq <= Math.min(owedFrom, pinned);
+      const left = oldest.epoch < next.epoch && pinned === Number.POSITIVE_INFINITY;
+      if (!covered && !left) return;
       await rm(join(this.#options.dir, oldest.name), { force: true });
       this.#segments.shift();
     }
+  }
+}
+
+function isBefore(a: Place, b: Place): boolean {
+  return a.epoch < b.epoch || (a.epoch === b.epoch && a.seq < b.seq);
+}
+
+/** A new epoch follows what the control plane held when it began: that need not be here. */
+function follows(head: Head, entry: LedgerEntry): boolean {
+  if (entry.epoch === head.epoch) return entry.seq === head.seq + 1 && entry.prev === head.hash;
+  return entry.epoch > head.epoch && entry.seq === 1;
+}
+
+function readEntry(path: string, line: Uint8Array): LedgerLine {
+  try {
+    return parseLine(line);
+  } catch (error) {
+    throw error instanceof LedgerError ? damaged(path, error.publicMessage) : error;
   }
 }
 
