@@ -1,7 +1,14 @@
 // Owns the small schemas that others are made of, and the one function that turns foreign bytes into a checked value.
 import { z } from 'zod';
 import { CustodyError } from '@custody/core/errors';
-import { labelsMax, reasonBytesMax, runCommandBytesMax, ttlMsMax, ttlMsMin } from '@custody/core/limits';
+import {
+  labelsMax,
+  reasonBytesMax,
+  runArgumentsMax,
+  runCommandBytesMax,
+  ttlMsMax,
+  ttlMsMin,
+} from '@custody/core/limits';
 import { isEnvironmentName, isFieldName, isHostName, isSecretPath } from '@custody/core/names';
 
 export const id = z
@@ -37,6 +44,7 @@ export const labels = z
 export const command = z
   .array(plainText)
   .min(1)
+  .max(runArgumentsMax)
   .refine((words) => words.reduce((sum, word) => sum + word.length, 0) <= runCommandBytesMax, 'is too long');
 export const containment = z.enum(['cgroup', 'subreaper', 'kqueue']);
 export const freshness = z.discriminatedUnion('kind', [
