@@ -1,7 +1,13 @@
 // Owns what a run asked for: which variables are references to secrets, which are plain, and how they reach the child.
 import { parseEnv } from 'node:util';
 import { CustodyError } from '@custody/core/errors';
-import { runCredentialsMax, ttlMsMax, ttlMsMin } from '@custody/core/limits';
+import {
+  runArgumentsMax,
+  runCommandBytesMax,
+  runCredentialsMax,
+  ttlMsMax,
+  ttlMsMin,
+} from '@custody/core/limits';
 import { isEnvironmentName, quote } from '@custody/core/names';
 import { isReference, parseReference } from '@custody/core/reference';
 import { field, fieldAll, lossyTextOf, numberMaybe, text, type Frame } from '@custody/keeper/frames';
@@ -55,7 +61,7 @@ export function readAsk(frame: Frame): Ask {
     );
   }
   return {
-    command: fieldAll(frame, 'arg').map(lossyTextOf),
+    command: clipped(fieldAll(frame, 'arg').map(lossyTextOf)),
     cwd: lossyTextOf(field(frame, 'cwd') ?? new Uint8Array()),
     ttlMs: readTtl(numberMaybe(frame, 'ttl_ms')),
     reason: optionalText(field(frame, 'reason'), '--reason'),
@@ -65,6 +71,20 @@ export function readAsk(frame: Frame): Ask {
     wanted,
     plain,
   };
+}
+
+/** The command as it goes on record. A long one is cut, never refused: the child gets every word of it. */
+function clipped(words: readonly string[]): string[] {
+  const kept: string[] = [];
+  let room = runCommandBytesMax - 256;
+  for (const word of words.slice(0, runArgumentsMax - 1)) {
+    room -= Buffer.byteLength(word);
+    if (room < 0) break;
+    kept.push(word);
+  }
+  const left = words.length - kept.length;
+  if (left === 0) return kept;
+  return [...kept, `… and ${left} more`];
 }
 
 function readTtl(ms: number | undefined): number | undefined {
