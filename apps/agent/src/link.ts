@@ -112,6 +112,7 @@ export class Link implements AsyncDisposable {
           () => [parseJson(revocationBroadcast, data, 'revocation').entry],
           heardBootMs,
           heardAt,
+          () => this.catchUp(),
         );
       }),
       await bus.subscribe(fleet('policy'), ({ data }) => this.#heardOfPolicy(data)),
@@ -137,7 +138,7 @@ export class Link implements AsyncDisposable {
   async whenReady(): Promise<void> {
     if (this.#state === 'ready') return;
     if (this.#bus?.connected !== true) throw unreachable('its message bus does not answer');
-    this.catchUp();
+    if (this.#catchingUp === undefined) this.catchUp();
     await this.#catchingUp;
     if (this.#failure !== undefined) throw this.#failure;
   }
@@ -235,14 +236,25 @@ export class Link implements AsyncDisposable {
       const { entries, head } = await this.#ask('revocations', { after }, revocationsAnswer, pullTimeoutMs);
       const before = this.#cursor;
       if (before === undefined) await this.#moveCursor(head);
-      else await this.#take(() => entries, bootMs(), wallClock());
+      else
+        await this.#take(
+          () => entries,
+          bootMs(),
+          wallClock(),
+          () => {},
+        );
       if (this.cursor >= head) return;
       if (this.cursor === before) throw unreachable('its revocation log does not verify, or has a gap');
     }
   }
 
-  /** The one path of every entry, pulled or broadcast: verified, in order, once. */
-  #take(entriesOf: () => readonly string[], heardBootMs: number, heardAt: Date): Promise<void> {
+  /** The one path of every entry, pulled or broadcast: verified, in order, once. A pull finds its own gap. */
+  #take(
+    entriesOf: () => readonly string[],
+    heardBootMs: number,
+    heardAt: Date,
+    onGap: () => void,
+  ): Promise<void> {
     this.#applying = this.#applying.then(async () => {
       try {
         const before = this.#cursor;
@@ -251,8 +263,8 @@ export class Link implements AsyncDisposable {
           if (this.#cursor === undefined) return;
           const what = classify(this.#cursor, claims.epoch);
           if (what === 'gap') {
-            this.catchUp();
-            return;
+            onGap();
+            break;
           }
           if (what === 'known') continue;
           this.#options.onRevocation(claims, heardBootMs, heardAt);
