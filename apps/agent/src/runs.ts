@@ -75,13 +75,15 @@ interface Run {
   revoked: { claims: RevocationClaims; heardBootMs: number; heardAt: Date } | undefined;
   watch: NodeJS.Timeout | undefined;
   sweeping: boolean;
+  /** When the agent began to empty the tree itself. */
+  sweptBootMs: number | undefined;
 }
 
 export interface RunsOptions {
   readonly hostName: string;
   readonly sealingKey: SealingKey;
-  readonly link: () => Link;
-  readonly spool: () => Spool;
+  readonly link: () => Pick<Link, 'policy' | 'refreshPolicy' | 'whenReady' | 'requestGrant' | 'standing'>;
+  readonly spool: () => Pick<Spool, 'append'>;
   readonly sweep: (grantId: string) => Promise<SweepResult>;
   /** Whether a process that may be a keeper still lives. */
   readonly alive: (pid: number) => boolean;
@@ -89,6 +91,9 @@ export interface RunsOptions {
   readonly newId: (prefix: string) => string;
   readonly log: Log;
 }
+
+/** Between two looks at whether a keeper that is away still lives. */
+const keeperLookMs = 50;
 
 const grantsReleased = counter('custody.agent.grants', 'grants released to a tree');
 const runsRefused = counter('custody.agent.refusals', 'runs refused, by code');
@@ -123,6 +128,7 @@ export class Runs implements AsyncDisposable {
         revoked: undefined,
         watch: undefined,
         sweeping: false,
+        sweptBootMs: undefined,
       });
     } else if (entry.kind === 'started') {
       const body = hostKinds.started.parse(entry.body);
@@ -162,12 +168,7 @@ export class Runs implements AsyncDisposable {
 
   /** After a restart: a keeper has this long to come back for its run; then the agent empties the tree itself. */
   awaitKeepers(): void {
-    for (const run of this.#runs.values()) {
-      run.watch = setTimeout(
-        () => this.#keeperLost(run),
-        this.#options.alive(run.keeperPid) ? keeperReturnMsMax : 0,
-      );
-    }
+    for (const run of this.#runs.values()) this.#awaitKeeper(run, keeperReturnMsMax);
   }
 
   /**
@@ -219,7 +220,11 @@ export class Runs implements AsyncDisposable {
   /** The keeper says the tree is empty. */
   ended(grantId: string, end: Ended): void {
     const run = this.#runs.get(grantId);
-    if (run !== undefined) this.#close(run, { ...end, proof: 'keeper' });
+    if (run === undefined) return;
+    // To a keeper that was away, what the sweep killed for a revocation looks like an exit.
+    const swept = run.revoked !== undefined && end.cause === 'exit' ? run.sweptBootMs : undefined;
+    const told = swept === undefined ? end : { ...end, cause: 'revoked' as const, signalledBootMs: swept };
+    this.#close(run, { ...told, proof: 'keeper' });
   }
 
   /** The command could not be executed: no process ever held the values. */
@@ -231,15 +236,12 @@ export class Runs implements AsyncDisposable {
   }
 
   /** The connection closed without `ended`: the keeper died, or will come back. */
-  detached(grantId: string): void {
+  detached(grantId: string, keeper: KeeperEnd): void {
     const run = this.#runs.get(grantId);
-    if (run === undefined) return;
+    // The end of an older connection is no news of a keeper that has come back on another.
+    if (run === undefined || (run.keeper !== undefined && run.keeper !== keeper)) return;
     run.keeper = undefined;
-    clearTimeout(run.watch);
-    run.watch = setTimeout(
-      () => this.#keeperLost(run),
-      this.#options.alive(run.keeperPid) ? keeperReturnMsMax : 0,
-    );
+    this.#awaitKeeper(run, keeperReturnMsMax);
   }
 
   /** One revocation, from the link. Kills first; the record follows when the tree is empty. */
@@ -297,12 +299,6 @@ export class Runs implements AsyncDisposable {
       run.releasedSeq = await spool().append('released', releasedBody(run, claims, ask, peer, subject));
       if (this.#isRevoked(run)) {
         environment.forEach(([, value]) => value.fill(0));
-        this.#close(run, {
-          ...nothing,
-          cause: 'not_started',
-          emptyBootMs: Math.floor(bootMs()),
-          proof: 'keeper',
-        });
         throw revokedMeanwhile(undefined);
       }
       grantsReleased.add(1);
@@ -318,7 +314,8 @@ export class Runs implements AsyncDisposable {
         wipe: () => environment.forEach(([, value]) => value.fill(0)),
       };
     } catch (error) {
-      if (run.releasedSeq === Number.POSITIVE_INFINITY) this.#runs.delete(run.grantId);
+      // The control plane has a grant here that nobody holds: the record says so, to a revocation too.
+      this.notStarted(run.grantId);
       throw error;
     }
   }
@@ -332,14 +329,14 @@ export class Runs implements AsyncDisposable {
    * A clear denial needs no network; a permission does: the control plane decides. The copy may be older
    * than what an operator applied a moment ago, so with a network it is made sure of before it denies.
    */
-  async #denyByCopy(ask: Ask, peer: Peer, link: Link): Promise<void> {
+  async #denyByCopy(ask: Ask, peer: Peer, link: Pick<Link, 'policy' | 'refreshPolicy'>): Promise<void> {
     if (this.#denialOf(ask, peer, link) === undefined) return;
     await link.refreshPolicy();
     const denial = this.#denialOf(ask, peer, link);
     if (denial !== undefined) throw denial;
   }
 
-  #denialOf(ask: Ask, peer: Peer, link: Link): CustodyError | undefined {
+  #denialOf(ask: Ask, peer: Peer, link: Pick<Link, 'policy' | 'refreshPolicy'>): CustodyError | undefined {
     const copy = link.policy;
     if (copy === undefined) return undefined;
     const host = this.#options.hostName;
@@ -401,6 +398,7 @@ export class Runs implements AsyncDisposable {
       revoked: undefined,
       watch: undefined,
       sweeping: false,
+      sweptBootMs: undefined,
     };
     this.#runs.set(run.grantId, run);
     return run;
@@ -454,6 +452,13 @@ export class Runs implements AsyncDisposable {
     );
   }
 
+  /** A living keeper has its time to come back. One that died may not be dead yet when its connection closes. */
+  #awaitKeeper(run: Run, leftMs: number): void {
+    clearTimeout(run.watch);
+    if (leftMs <= 0 || !this.#options.alive(run.keeperPid)) return this.#keeperLost(run);
+    run.watch = setTimeout(() => this.#awaitKeeper(run, leftMs - keeperLookMs), keeperLookMs);
+  }
+
   #keeperLost(run: Run): void {
     if (run.keeper === undefined) void this.#sweep(run);
   }
@@ -464,6 +469,7 @@ export class Runs implements AsyncDisposable {
     run.sweeping = true;
     try {
       const startedBootMs = this.#options.bootMs();
+      run.sweptBootMs = startedBootMs;
       const found = await this.#options.sweep(run.grantId);
       if (!this.#runs.has(run.grantId)) return;
       if (found.emptyBootMs === undefined) throw new Error(found.complaints[0] ?? 'processes are left');

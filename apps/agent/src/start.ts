@@ -1,5 +1,6 @@
 // Owns how the agent's parts are put together, and in which order they come up and go down.
 import { randomBytes } from 'node:crypto';
+import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { connectBus } from '@custody/bus/nats-bus';
 import { Secret } from '@custody/core/secret';
@@ -139,8 +140,17 @@ async function joinBus(
 function alive(pid: number): boolean {
   try {
     process.kill(pid, 0);
-    return true;
   } catch (error) {
     return (error as NodeJS.ErrnoException).code === 'EPERM';
+  }
+  return !isCorpse(pid);
+}
+
+/** Dead, and not collected by its parent: a signal still finds it (proc_pid_stat(5), field 3). */
+function isCorpse(pid: number): boolean {
+  try {
+    return / [ZX] /.test(readFileSync(`/proc/${pid}/stat`, 'latin1').replace(/^.*\)/s, ''));
+  } catch {
+    return false;
   }
 }
