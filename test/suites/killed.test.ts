@@ -111,7 +111,7 @@ async function nothingLost(grantIds: readonly string[]): Promise<void> {
 }
 
 describe('killed during a run and kept down', () => {
-  test.for([['host-a'], ['control-plane'], ['nats'], ['postgres']] as const)(
+  test.for([['host-a'], ['nats'], ['postgres']] as const)(
     '%s: the tree is dead by ceiling and grace, and the record is whole afterwards',
     async ([name]) => {
       const tree = await stubborn(['--ttl', `${ttlMs}ms`]);
@@ -157,26 +157,25 @@ describe('killed during a run and kept down', () => {
     await nothingLost([tree.grantId, next.stdout.trim()]);
   });
 
-  test('the control plane: trees go on, and what they do meanwhile arrives later', async () => {
+  test('control-plane: trees go on, to their end or their ceiling, and what they did arrives later', async () => {
     const go = path.join(kit.scratch, 'go');
-    const run = kit.startRun(
-      ['sh', '-c', `echo "$CUSTODY_GRANT"; until [ -e ${go} ]; do sleep 0.02; done; echo "$KEY"`],
-      {
-        holds,
-      },
-    );
+    const patient = `echo "$CUSTODY_GRANT"; until [ -e ${go} ]; do sleep 0.02; done; echo "$KEY"`;
+    const run = kit.startRun(['sh', '-c', patient], { holds });
     const grantId = await run.line(1);
+    const tree = await stubborn(['--ttl', `${ttlMs}ms`]);
     const part = kit.constellation.part('control-plane');
     await part.down('SIGKILL');
-    const revoke = await kit.custody(['revoke', '--grant', grantId]);
-    expect(revoke.code).toBe(1);
+    const revoke = exited(1, await kit.custody(['revoke', '--grant', grantId]));
     expect(revoke.stderr).toContain('cannot reach the control plane');
     fs.writeFileSync(go, '');
     expect(exited(0, await run.outcome).stdout).toBe(`${grantId}\nv1\n`);
+    await until(() => gone(tree), 'the tree gone', ttlMs + graceMs + slackMs);
+    exited(124, await tree.run.outcome);
     await part.up();
     await ready();
     expect(await endOf(grantId)).toMatchObject({ cause: 'exit', proof: 'keeper' });
-    await nothingLost([grantId]);
+    expect(await endOf(tree.grantId)).toMatchObject({ cause: 'ceiling', proof: 'keeper' });
+    await nothingLost([grantId, tree.grantId]);
   });
 });
 
