@@ -1,5 +1,5 @@
 // Owns the Unix socket: who is at the other end, by the kernel's word, and the conversation of docs/spec/keeper.md.
-import { chmod, mkdir, rm } from 'node:fs/promises';
+import { chmod, lstat, mkdir, rm } from 'node:fs/promises';
 import { connect, createServer, type Server, type Socket } from 'node:net';
 import { dirname } from 'node:path';
 import { CustodyError, exitCodeOf } from '@custody/core/errors';
@@ -7,20 +7,23 @@ import { keeperRequestTimeoutMs, socketConnectionsMax } from '@custody/core/limi
 import {
   encodeFrame,
   fieldAll,
+  fieldsMax,
   FrameReader,
   number,
   numberMaybe,
   parseProcRow,
+  payloadBytesMax,
   text,
   textMaybe,
+  valueBytesMax,
   type Frame,
   type Verb,
 } from '@custody/keeper/frames';
 import { peerOf } from '@custody/keeper/native';
 import { readAsk } from './delivery.ts';
 import type { Log } from './log.ts';
-import { recorded } from './record.ts';
-import type { Ended, KeeperEnd, Peer, Runs } from './runs.ts';
+import { recorded, type Ended } from './record.ts';
+import type { KeeperEnd, Peer, Release, Runs } from './runs.ts';
 
 const socketPathBytesMax = 100;
 
@@ -30,6 +33,8 @@ export interface DoorOptions {
   /** What `custody agent status` shows, as fields of one frame. */
   readonly status: () => readonly (readonly [string, string])[];
   readonly log: Log;
+  /** How long a connection may be silent before it has asked. Default `keeperRequestTimeoutMs`. */
+  readonly silenceMsMax?: number;
 }
 
 /** One listening socket. Runs outlive it: closing ends no tree. */
@@ -54,7 +59,8 @@ export class Door implements AsyncDisposable {
         },
       );
     }
-    await mkdir(dirname(path), { recursive: true, mode: 0o700 });
+    // A root agent serves every user: they must be able to reach the socket.
+    await mkdir(dirname(path), { recursive: true, mode: process.getuid?.() === 0 ? 0o755 : 0o700 });
     await removeStale(path);
     const server = createServer({ allowHalfOpen: false });
     const door = new Door(server, options);
@@ -86,7 +92,7 @@ export class Door implements AsyncDisposable {
     }
     this.#sockets.add(socket);
     const conversation = new Conversation(socket, peer, this.#options);
-    socket.setTimeout(keeperRequestTimeoutMs, () => conversation.idle());
+    socket.setTimeout(this.#options.silenceMsMax ?? keeperRequestTimeoutMs, () => conversation.idle());
     socket.on('data', (chunk: Buffer) => conversation.hear(chunk));
     socket.on('error', (error) => this.#options.log.debug({ err: error }, 'keeper connection'));
     socket.on('close', () => {
@@ -126,7 +132,7 @@ class Conversation implements KeeperEnd {
   }
 
   closed(): void {
-    if (this.#grantId !== undefined) this.#options.runs.detached(this.#grantId);
+    if (this.#grantId !== undefined) this.#options.runs.detached(this.#grantId, this);
   }
 
   end(cause: 'revoked' | 'ceiling' | 'agent', graceMs: number): void {
@@ -170,27 +176,26 @@ class Conversation implements KeeperEnd {
   }
 
   async #admit(frame: Frame): Promise<void> {
+    const { runs } = this.#options;
+    let release: Release | undefined;
     try {
-      const release = await this.#options.runs.admit(readAsk(frame), this.#peer);
+      release = await runs.admit(readAsk(frame), this.#peer);
       if (this.#socket.destroyed) {
         release.wipe();
-        return this.#options.runs.notStarted(release.grantId);
+        return runs.notStarted(release.grantId);
       }
+      const bytes = encodeGranted(release);
+      release.wipe();
       this.#grantId = release.grantId;
       for (const line of release.notes) this.#send('note', [['line', line]]);
-      const bytes = encodeFrame({
-        verb: 'granted',
-        fields: [
-          ['grant', release.grantId],
-          ['ceiling_boot_ms', String(release.ceilingBootMs)],
-          ['grace_ms', String(release.graceMs)],
-          ...release.environment.map(([name, value]) => ['env', assignment(name, value)] as const),
-        ],
-      });
-      release.wipe();
       this.#socket.write(bytes, () => bytes.fill(0));
-      this.#options.runs.attach(release.grantId, this);
+      runs.attach(release.grantId, this);
     } catch (error) {
+      if (release !== undefined) {
+        release.wipe();
+        this.#grantId = undefined;
+        runs.notStarted(release.grantId);
+      }
       this.#refuse(error);
     }
   }
@@ -230,9 +235,28 @@ class Conversation implements KeeperEnd {
   }
 }
 
-/** `NAME=VALUE` in a buffer that the caller's frame is built from and that is wiped with it. */
-function assignment(name: string, value: Uint8Array): Uint8Array {
-  return Buffer.concat([Buffer.from(`${name}=`), value]);
+/** The frame with the values in it: the caller wipes it. What it was built from is wiped here. */
+function encodeGranted(release: Release): Buffer {
+  const { grantId, ceilingBootMs, graceMs, environment } = release;
+  const assignments = environment.map(([name, value]) => Buffer.concat([Buffer.from(`${name}=`), value]));
+  try {
+    return encodeFrame({
+      verb: 'granted',
+      fields: [
+        ['grant', grantId],
+        ['ceiling_boot_ms', String(ceilingBootMs)],
+        ['grace_ms', String(graceMs)],
+        ...assignments.map((assignment) => ['env', assignment] as const),
+      ],
+    });
+  } catch (cause) {
+    throw new CustodyError('run_unacceptable', 'the environment of this run is larger than a keeper takes', {
+      next: `give it less: ${payloadBytesMax} bytes and ${fieldsMax} variables in all, ${valueBytesMax} bytes in one`,
+      cause,
+    });
+  } finally {
+    for (const assignment of assignments) assignment.fill(0);
+  }
 }
 
 function readEnded(frame: Frame): Ended {
@@ -265,6 +289,16 @@ function descriptorOf(socket: Socket): number {
 
 /** A socket file that nobody listens on is a dead agent's; one that answers belongs to a living agent. */
 async function removeStale(path: string): Promise<void> {
+  const found = await lstat(path).catch((error: NodeJS.ErrnoException) => {
+    if (error.code === 'ENOENT') return undefined;
+    throw error;
+  });
+  if (found === undefined) return;
+  if (!found.isSocket()) {
+    throw new CustodyError('conflict', `${path} is there, and is no socket`, {
+      next: 'choose another path with --socket',
+    });
+  }
   const outcome = await new Promise<'alive' | 'dead'>((resolve) => {
     const probe = connect(path);
     probe.once('connect', () => {

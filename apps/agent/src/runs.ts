@@ -1,4 +1,5 @@
 // Owns the runs of this host: from asking, through release and revocation, to the ledger entry that closes each.
+import { createHash } from 'node:crypto';
 import { decideCeiling } from '@custody/core/grant';
 import { deniedByPolicy, localUser } from '@custody/core/cedar';
 import { CustodyError } from '@custody/core/errors';
@@ -16,11 +17,20 @@ import { decodeFields } from '@custody/crypto/payload';
 import type { SweepResult } from '@custody/keeper/sweep';
 import type { LedgerEntry } from '@custody/ledger/entry';
 import { counter, histogram, traced } from '@custody/telemetry/telemetry';
-import { hostKinds, type HostBody, type ProcessRow } from '@custody/wire/ledger';
+import { hostKinds, type HostBody } from '@custody/wire/ledger';
 import { failureOf, type GrantClaims, type RevocationClaims } from '@custody/wire/messages';
 import type { Held } from '@custody/wire/schema';
 import type { Ask } from './delivery.ts';
-import { recorded } from './record.ts';
+import {
+  endedBody,
+  nothing,
+  receiptBody,
+  recorded,
+  releasedBody,
+  type Closing,
+  type Ended,
+  type Heard,
+} from './record.ts';
 import type { Link } from './link.ts';
 import type { Log } from './log.ts';
 import type { Spool } from './spool.ts';
@@ -47,16 +57,6 @@ export interface Release {
   wipe(): void;
 }
 
-export interface Ended {
-  readonly cause: 'exit' | 'ceiling' | 'revoked' | 'agent';
-  readonly rootStatus: string | undefined;
-  readonly signalledBootMs: number | undefined;
-  readonly emptyBootMs: number;
-  readonly survivors: number;
-  readonly processes: number;
-  readonly rows: readonly ProcessRow[];
-}
-
 interface Run {
   readonly grantId: string;
   readonly runId: string;
@@ -72,7 +72,7 @@ interface Run {
   started: boolean;
   root: { pid: number; startTicks: string } | undefined;
   keeper: KeeperEnd | undefined;
-  revoked: { claims: RevocationClaims; heardBootMs: number; heardAt: Date } | undefined;
+  revoked: Heard | undefined;
   watch: NodeJS.Timeout | undefined;
   sweeping: boolean;
   /** When the agent began to empty the tree itself. */
@@ -290,13 +290,18 @@ export class Runs implements AsyncDisposable {
     });
     const { claims } = granted;
     // Known to revocations from here on, before the values are opened.
-    const run = this.#register(ask, peer, claims, askedBootMs);
+    const run = this.#register(ask, peer, claims, askedBootMs, parent?.remainingMs);
     try {
       const since = await link.standing(run, claims.epoch);
       if (since !== undefined || this.#isRevoked(run)) throw revokedMeanwhile(since);
+      // The outer run may have ended while this one was asked for.
+      this.#parentOf(ask, peer);
       const environment = this.#open(granted.sealed, claims, ask);
       const subject = localUser(hostName, peer.uid);
-      run.releasedSeq = await spool().append('released', releasedBody(run, claims, ask, peer, subject));
+      run.releasedSeq = await spool().append(
+        'released',
+        releasedBody(run, claims, ask, { ...peer, subject }),
+      );
       if (this.#isRevoked(run)) {
         environment.forEach(([, value]) => value.fill(0));
         throw revokedMeanwhile(undefined);
@@ -359,7 +364,7 @@ export class Runs implements AsyncDisposable {
   #parentOf(ask: Ask, peer: Peer): { grantId: string; remainingMs: number } | undefined {
     if (ask.parent === undefined) return undefined;
     const parent = this.#runs.get(ask.parent);
-    if (parent === undefined || parent.uid !== peer.uid) {
+    if (parent === undefined || parent.uid !== peer.uid || parent.revoked !== undefined) {
       throw new CustodyError(
         'run_unacceptable',
         `the grant around this run, ${ask.parent}, is not open here`,
@@ -374,13 +379,14 @@ export class Runs implements AsyncDisposable {
     };
   }
 
-  #register(ask: Ask, peer: Peer, claims: GrantClaims, askedBootMs: number): Run {
-    const parent = ask.parent === undefined ? undefined : this.#runs.get(ask.parent);
-    const { ceilingMs } = decideCeiling({
-      policyMs: claims.ceilingMs,
-      requestMs: ask.ttlMs,
-      parentMs: parent === undefined ? undefined : Math.max(0, parent.ceilingBootMs - askedBootMs),
-    });
+  #register(
+    ask: Ask,
+    peer: Peer,
+    claims: GrantClaims,
+    askedBootMs: number,
+    parentMs: number | undefined,
+  ): Run {
+    const { ceilingMs } = decideCeiling({ policyMs: claims.ceilingMs, requestMs: ask.ttlMs, parentMs });
     const run: Run = {
       grantId: claims.grantId,
       runId: claims.runId,
@@ -405,6 +411,9 @@ export class Runs implements AsyncDisposable {
   }
 
   #open(sealed: Uint8Array, claims: GrantClaims, ask: Ask): [string, Uint8Array][] {
+    if (createHash('sha256').update(sealed).digest('hex') !== claims.sealedSha256) {
+      throw new CustodyError('internal', 'the sealed values are not those that the grant was signed for');
+    }
     const plaintext = this.#options.sealingKey.open(sealed);
     try {
       const values = decodeFields(plaintext);
@@ -435,8 +444,14 @@ export class Runs implements AsyncDisposable {
   #endIfRevoked(run: Run): void {
     if (run.revoked === undefined) return;
     // No grace: the values must be out of every process as soon as the kernel can do it.
-    if (run.keeper !== undefined) run.keeper.end('revoked', 0);
-    else if (run.releasedSeq !== Number.POSITIVE_INFINITY && run.started) void this.#sweep(run);
+    if (run.keeper !== undefined) {
+      run.keeper.end('revoked', 0);
+      // A keeper that is stopped or stuck must not keep the values alive.
+      clearTimeout(run.watch);
+      run.watch = setTimeout(() => void this.#sweep(run), keeperLagMsMax);
+    }
+    if (run.keeper === undefined && run.releasedSeq !== Number.POSITIVE_INFINITY && run.started)
+      void this.#sweep(run);
   }
 
   /** The keeper keeps the ceiling. Where it does not, stopped or stuck, the agent does. */
@@ -499,41 +514,14 @@ export class Runs implements AsyncDisposable {
     }
   }
 
-  #close(
-    run: Run,
-    end: Omit<Ended, 'cause'> & { cause: HostBody<'ended'>['cause']; proof: 'keeper' | 'sweep' },
-  ): void {
+  #close(run: Run, end: Closing): void {
     if (!this.#runs.delete(run.grantId)) return;
     clearTimeout(run.watch);
-    const { grantId, runId, containment, revoked } = run;
-    this.#record('ended', {
-      grantId,
-      runId,
-      cause: end.cause,
-      ...(end.rootStatus === undefined ? {} : { rootStatus: end.rootStatus }),
-      emptyBootMs: Math.floor(end.emptyBootMs),
-      survivors: end.survivors,
-      processes: end.processes,
-      rows: [...end.rows],
-      proof: end.proof,
-      containment,
-    });
+    this.#record('ended', endedBody(run, end));
+    const { revoked } = run;
     if (revoked === undefined) return;
-    const micros = (bootMs: number): number =>
-      Math.max(0, Math.round((bootMs - revoked.heardBootMs) * 1_000));
     revokedToEmpty.record(end.emptyBootMs - revoked.heardBootMs);
-    this.#record('receipt', {
-      grantId,
-      runId,
-      epoch: revoked.claims.epoch,
-      outcome: end.cause === 'revoked' ? 'killed' : 'already_ended',
-      heardAt: revoked.heardAt.toISOString(),
-      ...(end.signalledBootMs === undefined ? {} : { signalledMicros: micros(end.signalledBootMs) }),
-      emptyMicros: micros(end.emptyBootMs),
-      survivors: end.survivors,
-      processes: end.processes,
-      containment,
-    });
+    this.#record('receipt', receiptBody(run, end, revoked));
   }
 
   #record<Kind extends 'started' | 'ended' | 'receipt'>(kind: Kind, body: HostBody<Kind>): void {
@@ -561,40 +549,6 @@ export class Runs implements AsyncDisposable {
       )
       .finally(() => (this.#refusalsWaiting -= 1));
   }
-}
-
-const nothing = {
-  rootStatus: undefined,
-  signalledBootMs: undefined,
-  survivors: 0,
-  processes: 0,
-  rows: [],
-} as const;
-
-function releasedBody(
-  run: Run,
-  claims: GrantClaims,
-  ask: Ask,
-  peer: Peer,
-  subject: string,
-): HostBody<'released'> {
-  return {
-    grantId: run.grantId,
-    runId: run.runId,
-    uid: peer.uid,
-    pid: peer.pid,
-    subject,
-    command: [...ask.command],
-    cwd: ask.cwd,
-    credentials: [...claims.credentials],
-    ceilingMs: claims.ceilingMs,
-    ceilingBootMs: run.ceilingBootMs,
-    policyRevision: claims.policyRevision,
-    policyIds: [...claims.policyIds],
-    containment: claims.containment,
-    ...(claims.parent === undefined ? {} : { parent: claims.parent }),
-    ...(ask.reason === undefined ? {} : { reason: ask.reason }),
-  };
 }
 
 function revokedMeanwhile(claims: RevocationClaims | undefined): CustodyError {

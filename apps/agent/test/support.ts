@@ -84,6 +84,7 @@ export function claimsOf(request: GrantRequest, more: Partial<GrantClaims> = {})
     policyIds: ['p'],
     containment: 'subreaper',
     epoch: 0,
+    sealedSha256: '0'.repeat(64),
     grantedAt: at,
     ...more,
   };

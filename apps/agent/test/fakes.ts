@@ -1,0 +1,165 @@
+// Holds what stands in for the parts around the runs: a spool that is durable when told to be, a link that grants, a keeper's end.
+import { encodeFields } from '@custody/crypto/payload';
+import { generateSealingKeySeed, sealingKeyFromSeed } from '@custody/crypto/keys';
+import { sealTo } from '@custody/crypto/seal';
+import { sodiumReady } from '@custody/crypto/sodium';
+import type { SweepResult } from '@custody/keeper/sweep';
+import { hostKinds, type HostBody, type HostKind } from '@custody/wire/ledger';
+import type { GrantClaims, GrantRequest, RevocationClaims } from '@custody/wire/messages';
+import type { Ask } from '../src/delivery.ts';
+import type { Granted, PolicyCopy } from '../src/link.ts';
+import { Runs, type Ended, type KeeperEnd, type Peer, type RunsOptions } from '../src/runs.ts';
+import { at, captureLog, claimsOf, Clock, grantId } from './support.ts';
+
+export type Written = { [Kind in HostKind]: { kind: Kind; body: HostBody<Kind> } }[HostKind];
+
+/** Every body must be one that the control plane's schema takes: a host is not believed otherwise. */
+export class FakeSpool {
+  readonly written: Written[] = [];
+  /** Called before an entry counts as durable; what it rejects with is what `append` rejects with. */
+  durable: (kind: HostKind) => Promise<void> = async () => {};
+
+  async append<Kind extends HostKind>(kind: Kind, body: HostBody<Kind>): Promise<number> {
+    const seq = this.written.length + 1;
+    this.written.push({ kind, body: hostKinds[kind].parse(body) } as Written);
+    await this.durable(kind);
+    return seq;
+  }
+
+  of<Kind extends HostKind>(kind: Kind): HostBody<Kind>[] {
+    return this.written.filter((each) => each.kind === kind).map(({ body }) => body as HostBody<Kind>);
+  }
+
+  get kinds(): string[] {
+    return this.written.map(({ kind }) => kind);
+  }
+}
+
+export class FakeLink {
+  policy: PolicyCopy | undefined;
+  readonly asked: GrantRequest[] = [];
+  claims: Partial<GrantClaims> = {};
+  notes: string[] = [];
+  ready: () => Promise<void> = async () => {};
+  refresh: () => Promise<void> = async () => {};
+  /** Called while the request is under way. */
+  underWay: () => void = () => {};
+  since: () => Promise<RevocationClaims | undefined> = async () => undefined;
+  values = new Map<string, Uint8Array>();
+  readonly #publicKey: string;
+
+  constructor(publicKey: string) {
+    this.#publicKey = publicKey;
+  }
+
+  whenReady(): Promise<void> {
+    return this.ready();
+  }
+
+  refreshPolicy(): Promise<void> {
+    return this.refresh();
+  }
+
+  standing(): Promise<RevocationClaims | undefined> {
+    return this.since();
+  }
+
+  async requestGrant(request: GrantRequest): Promise<Granted> {
+    this.asked.push(request);
+    this.underWay();
+    const values = new Map(
+      request.credentials.map(({ name }) => [name, this.values.get(name) ?? Buffer.from(canary)]),
+    );
+    const claims = claimsOf(request, { grantId: grantId(this.asked.length), ...this.claims });
+    return { claims, sealed: sealTo(this.#publicKey, encodeFields(values)), notes: this.notes };
+  }
+}
+
+export const canary = 'sk_live_canary_0123456789';
+
+export class FakeKeeper implements KeeperEnd {
+  readonly told: { cause: string; graceMs: number }[] = [];
+
+  end(cause: 'revoked' | 'ceiling' | 'agent', graceMs: number): void {
+    this.told.push({ cause, graceMs });
+  }
+}
+
+export interface Scene {
+  readonly runs: Runs;
+  readonly spool: FakeSpool;
+  readonly link: FakeLink;
+  readonly clock: Clock;
+  readonly swept: string[];
+  readonly log: () => string;
+  /** What the next sweeps find. */
+  found: () => Promise<SweepResult>;
+  /** Pids that count as living. */
+  readonly living: Set<number>;
+}
+
+export async function scene(more: Partial<RunsOptions> = {}): Promise<Scene> {
+  await sodiumReady();
+  const sealingKey = sealingKeyFromSeed(generateSealingKeySeed());
+  const [spool, link, clock] = [new FakeSpool(), new FakeLink(sealingKey.publicKey), new Clock()];
+  const { log, text } = captureLog();
+  let ids = 0;
+  const made: Scene = {
+    spool,
+    link,
+    clock,
+    swept: [],
+    living: new Set([peer.pid]),
+    log: text,
+    found: async () => ({ processes: [], emptyBootMs: clock.bootMs(), complaints: [] }),
+    runs: new Runs({
+      hostName: 'host-a',
+      sealingKey,
+      link: () => link,
+      spool: () => spool,
+      sweep: (id) => {
+        made.swept.push(id);
+        return made.found();
+      },
+      alive: (pid) => made.living.has(pid),
+      bootMs: clock.bootMs,
+      newId: (prefix) => `${prefix}_${String((ids += 1)).padStart(8, '0')}`,
+      log,
+      ...more,
+    }),
+  };
+  return made;
+}
+
+export const peer: Peer = { pid: 4242, uid: 1000, gid: 1000 };
+
+export const ask = (more: Partial<Ask> = {}): Ask => ({
+  command: ['node', 'agent.js'],
+  cwd: '/srv',
+  ttlMs: undefined,
+  reason: 'a test',
+  parent: undefined,
+  containment: 'subreaper',
+  traceparent: undefined,
+  wanted: [{ name: 'STRIPE_KEY', path: 'prod/stripe', field: 'api_key' }],
+  plain: [['MODE', 'test']],
+  ...more,
+});
+
+export const revocation = (id: string, epoch = 1): RevocationClaims => ({
+  epoch,
+  target: { kind: 'grant', id },
+  reason: 'leaked',
+  at,
+});
+
+export const ended = (clock: Clock, more: Partial<Ended> = {}): Ended => ({
+  cause: 'exit',
+  rootStatus: 'exit:0',
+  signalledBootMs: undefined,
+  emptyBootMs: clock.bootMs() + 0.25,
+  survivors: 1,
+  processes: 3,
+  rows: [{ pid: 5, ppid: 1, startTicks: '77', how: 'killed:9', name: 'daemon' }],
+  ...more,
+});
