@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { CustodyError } from '@custody/core/errors';
 import { isHostName, quote } from '@custody/core/names';
+import { shellVariables, unknownVariable } from '@custody/core/variables';
 
 export interface StartConfig {
   readonly verb: 'start';
@@ -22,23 +23,13 @@ export interface EnrollConfig {
 
 type Environment = Readonly<Record<string, string | undefined>>;
 
-/** Every CUSTODY_* variable that any program of Custody reads; any other is a typing error and fatal. */
-const known = [
-  'CUSTODY_API',
-  'CUSTODY_TOKEN',
-  'CUSTODY_SOCKET',
-  'CUSTODY_GRANT',
-  'CUSTODY_DATA',
-  'CUSTODY_LOG',
-  'CUSTODY_JOIN_TOKEN',
-];
 const logLevels = ['debug', 'info', 'warn', 'error', 'silent'];
 
 /** Throws `bad_request` with the one line to show. */
 export function readConfig(argv: readonly string[], environment: Environment): StartConfig | EnrollConfig {
-  const unknown = Object.keys(environment).find((key) => key.startsWith('CUSTODY_') && !known.includes(key));
+  const unknown = unknownVariable(environment);
   if (unknown !== undefined)
-    throw usage(`${unknown} is not a variable of custody; known: ${known.join(', ')}`);
+    throw usage(`${unknown} is not a variable of custody; known: ${shellVariables.join(', ')}`);
   const { values, positionals } = parse(argv);
   const dataDir = values.data ?? environment['CUSTODY_DATA'] ?? defaultDataDir(environment);
   if (positionals[0] === 'enroll') {
@@ -54,7 +45,12 @@ export function readConfig(argv: readonly string[], environment: Environment): S
   if (positionals[0] !== 'start') throw usage('say agent enroll or agent start');
   const logLevel = environment['CUSTODY_LOG'] ?? 'info';
   if (!logLevels.includes(logLevel)) throw usage(`CUSTODY_LOG is none of ${logLevels.join(', ')}`);
-  return { verb: 'start', dataDir, socketPath: values.socket ?? join(dataDir, 'agent.sock'), logLevel };
+  return {
+    verb: 'start',
+    dataDir,
+    socketPath: values.socket ?? defaultSocket(dataDir, environment),
+    logLevel,
+  };
 }
 
 function parse(argv: readonly string[]) {
@@ -77,6 +73,15 @@ function parse(argv: readonly string[]) {
 
 function defaultDataDir(environment: Environment): string {
   return join(environment['XDG_DATA_HOME'] ?? join(homedir(), '.local', 'share'), 'custody', 'agent');
+}
+
+/** Where `custody run` looks too: the host's own place for root, the user's for anyone else. */
+function defaultSocket(dataDir: string, environment: Environment): string {
+  if (process.getuid?.() === 0) return '/run/custody/agent.sock';
+  const runtime = environment['XDG_RUNTIME_DIR'];
+  return runtime === undefined || runtime === ''
+    ? join(dataDir, 'agent.sock')
+    : join(runtime, 'custody', 'agent.sock');
 }
 
 function usage(message: string): CustodyError {

@@ -40,7 +40,7 @@ export function readAsk(frame: Frame): Ask {
     const cut = pair.indexOf('=');
     const [name, value] = [pair.slice(0, Math.max(cut, 0)), pair.slice(cut + 1)];
     if (!isReference(value)) {
-      throw new CustodyError('bad_reference', `--env ${name}: ${quote(value)} is not a reference`, {
+      throw new CustodyError('bad_reference', `--env ${name}: its value is not a reference`, {
         next: 'a reference looks like custody://prod/stripe/api_key; plain values belong in an --env-file',
       });
     }

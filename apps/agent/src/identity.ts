@@ -45,11 +45,12 @@ export interface EnrollOptions {
 
 const identityFile = 'identity.json';
 
-/** Makes the keys, asks the control plane, keeps its answer. Running it again with a new token replaces the enrolment. */
+/** Makes the keys, asks the control plane, keeps its answer. Throws `conflict` where a host lives in the folder already: its ledger is another chain. */
 export async function enroll(options: EnrollOptions): Promise<{ hostId: string; name: string }> {
   const { dataDir, url, token } = options;
   await mkdir(dataDir, { recursive: true, mode: 0o700 });
   await chmod(dataDir, 0o700);
+  await requireNoHost(dataDir);
   const keys = await loadKeys(dataDir);
   const said = {
     token,
@@ -69,6 +70,17 @@ export async function enroll(options: EnrollOptions): Promise<{ hostId: string; 
     0o600,
   );
   return { hostId: answer.hostId, name: answer.name };
+}
+
+async function requireNoHost(dataDir: string): Promise<void> {
+  const found = await loadIdentity(dataDir).catch((error: unknown) => {
+    if (error instanceof CustodyError && error.code === 'not_found') return undefined;
+    throw error;
+  });
+  if (found === undefined) return;
+  throw new CustodyError('conflict', `${dataDir} is the folder of ${found.name}, enrolled already`, {
+    next: 'enrol into another folder with --data; this one holds the ledger and the keys of that host',
+  });
 }
 
 /** Throws `not_found` when this host has not been enrolled. */

@@ -1,8 +1,99 @@
-// Owns the way from the keeper's words to the ledger's.
+// Owns the way from what happened to a run to the bodies of its ledger entries.
 import type { ProcRow } from '@custody/keeper/frames';
-import type { ProcessRow } from '@custody/wire/ledger';
+import type { HostBody, ProcessRow } from '@custody/wire/ledger';
+import type { GrantClaims, RevocationClaims } from '@custody/wire/messages';
+import type { Ask } from './delivery.ts';
 
-/** A keeper's or a sweep's row of one process, as it goes on record. */
+/** How a tree ended, by its keeper's word. */
+export interface Ended {
+  readonly cause: 'exit' | 'ceiling' | 'revoked' | 'agent';
+  readonly rootStatus: string | undefined;
+  readonly signalledBootMs: number | undefined;
+  readonly emptyBootMs: number;
+  readonly survivors: number;
+  readonly processes: number;
+  readonly rows: readonly ProcessRow[];
+}
+
+/** The same, also where the agent had to find out by itself. */
+export interface Closing extends Omit<Ended, 'cause'> {
+  readonly cause: HostBody<'ended'>['cause'];
+  readonly proof: 'keeper' | 'sweep';
+}
+
+/** A revocation that hit a run, and when this host heard of it. */
+export interface Heard {
+  readonly claims: RevocationClaims;
+  readonly heardBootMs: number;
+  readonly heardAt: Date;
+}
+
+interface Identified {
+  readonly grantId: string;
+  readonly runId: string;
+  readonly containment: GrantClaims['containment'];
+}
+
+/** No process was found. */
+export const nothing = {
+  rootStatus: undefined,
+  signalledBootMs: undefined,
+  survivors: 0,
+  processes: 0,
+  rows: [],
+} as const;
+
+/** A keeper's or a sweep's row of one process. */
 export function recorded({ pid, ppid, startTicks, how, name }: ProcRow): ProcessRow {
   return { pid, ppid, startTicks, how: `${how.kind}:${how.number}`, name: name.slice(0, 64) };
+}
+
+export function releasedBody(
+  run: Identified & { readonly ceilingBootMs: number },
+  claims: GrantClaims,
+  ask: Ask,
+  { uid, pid, subject }: { uid: number; pid: number; subject: string },
+): HostBody<'released'> {
+  const { credentials, ceilingMs, policyRevision, policyIds, containment, parent } = claims;
+  return {
+    ...{ grantId: run.grantId, runId: run.runId, uid, pid, subject },
+    command: [...ask.command],
+    cwd: ask.cwd,
+    credentials: [...credentials],
+    ...{
+      ceilingMs,
+      ceilingBootMs: run.ceilingBootMs,
+      policyRevision,
+      policyIds: [...policyIds],
+      containment,
+    },
+    ...(parent === undefined ? {} : { parent }),
+    ...(ask.reason === undefined ? {} : { reason: ask.reason }),
+  };
+}
+
+export function endedBody({ grantId, runId, containment }: Identified, end: Closing): HostBody<'ended'> {
+  const { cause, rootStatus, survivors, processes, proof } = end;
+  return {
+    ...{ grantId, runId, cause, survivors, processes, proof, containment },
+    ...(rootStatus === undefined ? {} : { rootStatus }),
+    emptyBootMs: Math.floor(end.emptyBootMs),
+    rows: [...end.rows],
+  };
+}
+
+export function receiptBody(
+  { grantId, runId, containment }: Identified,
+  end: Closing,
+  { claims, heardBootMs, heardAt }: Heard,
+): HostBody<'receipt'> {
+  const micros = (bootMs: number): number => Math.max(0, Math.round((bootMs - heardBootMs) * 1_000));
+  const { survivors, processes } = end;
+  return {
+    ...{ grantId, runId, epoch: claims.epoch, survivors, processes, containment },
+    outcome: end.cause === 'revoked' ? 'killed' : 'already_ended',
+    heardAt: heardAt.toISOString(),
+    ...(end.signalledBootMs === undefined ? {} : { signalledMicros: micros(end.signalledBootMs) }),
+    emptyMicros: micros(end.emptyBootMs),
+  };
 }

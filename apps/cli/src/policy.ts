@@ -102,7 +102,9 @@ function explained(found: Awaited<ReturnType<typeof ask<'policy.explain'>>>): st
   ];
   if (found.ceilingMs !== undefined) lines.push(`  ceiling ${formatDuration(found.ceilingMs)}`);
   if (found.freshness?.kind === 'strict')
-    lines.push(`  freshness strict ${formatDuration(found.freshness.ms)}`);
+    lines.push(
+      `  freshness strict ${formatDuration(found.freshness.ms)} (recorded; this version does not act on it)`,
+    );
   if (found.freshness?.kind === 'best_effort') lines.push('  freshness best_effort');
   if (found.next !== undefined) lines.push(`  ${found.next}`);
   return lines.join('\n');
@@ -113,17 +115,20 @@ function count({ policies }: Pick<PolicySummary, 'policies'>): string {
   return `${permits} permit, ${policies.length - permits} forbid`;
 }
 
-/** Shows every problem of a policy where it stands, as compilers do. */
+/** Shows every problem of a policy where it stands, as compilers do, and then how many there are. */
 async function located<Result>(context: Context, file: string, work: () => Promise<Result>): Promise<Result> {
   try {
     return await work();
   } catch (error) {
-    if (error instanceof CustodyError && error.code === 'policy_invalid') {
-      const told = problem.safeParse(error.cause).data;
-      for (const { line, column, message } of told?.problems ?? [])
-        note(context, `${file}:${line}:${column}: ${message}`);
-    }
-    throw error;
+    const problems =
+      error instanceof CustodyError ? problem.safeParse(error.cause).data?.problems : undefined;
+    if (!(error instanceof CustodyError) || problems === undefined) throw error;
+    for (const { line, column, message } of problems) note(context, `${file}:${line}:${column}: ${message}`);
+    const how = problems.length === 1 ? 'one problem' : `${problems.length} problems`;
+    throw new CustodyError(error.code, `${file} is not valid: ${how}`, {
+      next: 'nothing was applied',
+      cause: error,
+    });
   }
 }
 

@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { CustodyError } from '@custody/core/errors';
 import { quote } from '@custody/core/names';
+import { controlPlaneVariables, unknownVariable } from '@custody/core/variables';
 import { readKeyFile } from '@custody/crypto/keyfiles';
 
 /** Files that `init` makes and `start` reads, all 0600 in one 0700 folder. */
@@ -43,16 +44,6 @@ export type Command =
 
 type Environment = Readonly<Record<string, string | undefined>>;
 
-const known = [
-  'CUSTODY_KEYS_DIR',
-  'CUSTODY_DATABASE_URL_FILE',
-  'CUSTODY_DATABASE_POOL',
-  'CUSTODY_BUS_SERVERS',
-  'CUSTODY_BUS_SERVERS_FOR_HOSTS',
-  'CUSTODY_LISTEN',
-  'CUSTODY_LOG',
-];
-
 /** Throws `bad_request` naming the key, never its value. */
 export async function readCommand(argv: readonly string[], environment: Environment): Promise<Command> {
   const { values, positionals } = parse(argv);
@@ -69,9 +60,11 @@ export async function readCommand(argv: readonly string[], environment: Environm
     };
   }
   if (verb !== 'start') throw usage(`${quote(verb)} is neither start nor init`);
-  const unknown = Object.keys(environment).find((key) => key.startsWith('CUSTODY_') && !known.includes(key));
+  const unknown = unknownVariable(environment);
   if (unknown !== undefined)
-    throw usage(`${unknown} is not a variable of the control plane; known: ${known.join(', ')}`);
+    throw usage(
+      `${unknown} is not a variable of the control plane; known: ${controlPlaneVariables.join(', ')}`,
+    );
   return { verb, config: await readConfig(environment) };
 }
 

@@ -1,4 +1,5 @@
 // Owns the decision on a run: policy, ceiling, values sealed to the host, and the record of it.
+import { createHash } from 'node:crypto';
 import { deniedByPolicy, localUser } from '@custody/core/cedar';
 import { CustodyError } from '@custody/core/errors';
 import { decideCeiling } from '@custody/core/grant';
@@ -105,6 +106,7 @@ export class Grants {
       parentMs: request.parent?.remainingMs,
     });
     const { credentials, sealed } = await this.#collect(host, request);
+    const sealedSha256 = createHash('sha256').update(sealed).digest('hex');
     const grantId = newId('g');
     const grantedAt = now();
     const { runId, requestId, containment, uid, pid, command, cwd, reason } = request;
@@ -125,6 +127,7 @@ export class Grants {
           containment,
           ...(request.parent === undefined ? {} : { parent: request.parent.grantId }),
           epoch,
+          sealedSha256,
           grantedAt: grantedAt.toISOString(),
         };
         const { policyIds, freshness } = claims;
@@ -150,7 +153,12 @@ export class Grants {
         };
       }),
     );
-    return { ok: true, grant: grant.jws, sealed, notes: note === undefined ? [] : [note] };
+    return {
+      ok: true,
+      grant: grant.jws,
+      sealed: Buffer.from(sealed).toString('base64'),
+      notes: note === undefined ? [] : [note],
+    };
   }
 
   /** Every credential must be permitted; the most restrictive obligation over all of them holds. */
@@ -207,11 +215,11 @@ export class Grants {
   }
 
   /** Opens the values just long enough to seal them to the host. */
-  async #collect(host: HostRow, request: GrantRequest): Promise<{ credentials: Held[]; sealed: string }> {
+  async #collect(host: HostRow, request: GrantRequest): Promise<{ credentials: Held[]; sealed: Uint8Array }> {
     const { held, values } = await this.#options.secrets.collect(request.credentials);
     const payload = encodeFields(values);
     for (const value of values.values()) value.fill(0);
-    const sealed = Buffer.from(sealTo(host.sealingKey, payload)).toString('base64');
+    const sealed = sealTo(host.sealingKey, payload);
     payload.fill(0);
     return { credentials: held, sealed };
   }

@@ -126,6 +126,9 @@ export class Policies {
     const { path } = request;
     const { allow, policyIds } = decision;
     if (!decision.allow) {
+      // Where a forbid decided, no permit would help.
+      if (policyIds.length > 0)
+        return { allow, subject, path, revision, policyIds: [...policyIds], why: whyDenied(decision) };
       const next = `permit (principal == LocalUser::"${subject}", action == Action::"hold", resource == Secret::"${path}"); would allow it`;
       return { allow, subject, path, revision, policyIds: [...policyIds], why: whyDenied(decision), next };
     }

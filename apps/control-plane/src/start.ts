@@ -62,9 +62,10 @@ export async function startControlPlane(
     log: (level, message) => log[level]({ message }, 'database'),
   });
   stack.use(db);
+  const operator = hashToken(config.operatorToken);
   await ensureAccess(db, {
-    id: 'a_operator00',
-    hash: hashToken(config.operatorToken),
+    id: `a_${Buffer.from(operator).toString('hex').slice(0, 24)}`,
+    hash: operator,
     subject: 'operator',
     role: 'operator',
     createdAt: now(),

@@ -10,7 +10,7 @@ export const policySchema = `
 entity Folder in [Folder];
 entity Secret in [Folder];
 entity Host tags String;
-entity LocalUser in [Host] { uid: Long };
+entity LocalUser in [Host] { uid: Long, host: Host };
 action hold appliesTo {
   principal: [LocalUser],
   resource: [Secret],
@@ -195,7 +195,7 @@ function entitiesFor(
   const folders = foldersOf(request.path).map((id) => ({ type: 'Folder', id }));
   return [
     { uid: host, attrs: {}, parents: [], tags: { ...request.labels } },
-    { uid: principal, attrs: { uid: request.uid }, parents: [host] },
+    { uid: principal, attrs: { uid: request.uid, host: { __entity: host } }, parents: [host] },
     ...folders.map((uid, index) => ({
       uid,
       attrs: {},

@@ -34,6 +34,9 @@ export const graceMsDefault = 2_000;
 /** How long the agent waits past ceiling + grace for the keeper before it empties the tree itself. */
 export const keeperLagMsMax = 500;
 
+/** How long a caller of the API waits for one answer. Waiting for receipts asks again. */
+export const callTimeoutMs = 15_000;
+
 /** Enrolment and tokens. */
 export const joinTokenTtlMsDefault = 3_600_000;
 export const joinTokenTtlMsMax = 7 * 24 * 3_600_000;

@@ -1,5 +1,5 @@
 // Owns bearer tokens, by their hashes.
-import type { Database } from './database.ts';
+import { transaction, type Database } from './database.ts';
 
 export interface AccessRow {
   readonly id: string;
@@ -19,16 +19,29 @@ export async function accessByHash(
   return { id: row.id, subject: row.subject, role: row.role };
 }
 
-/** Makes sure that a token exists: for the first operator, whose token is made outside. Idempotent. */
+/**
+ * Makes this the only token of its subject: for the first operator, whose token is made outside, in a file.
+ * Another token in the file ends the one before. Idempotent.
+ */
 export async function ensureAccess(
   db: Database,
   access: AccessRow & { readonly hash: Uint8Array; readonly createdAt: Date },
 ): Promise<void> {
   const hash = Uint8Array.from(access.hash);
   const { id, subject, role, createdAt } = access;
-  await db.prisma.apiToken.upsert({
-    where: { hash },
-    create: { id, hash, subject, role, createdAt },
-    update: {},
-  });
+  await transaction(
+    db,
+    async (tx) => {
+      await tx.apiToken.updateMany({
+        where: { subject, hash: { not: hash }, revokedAt: null },
+        data: { revokedAt: createdAt },
+      });
+      await tx.apiToken.upsert({
+        where: { hash },
+        create: { id, hash, subject, role, createdAt },
+        update: { revokedAt: null },
+      });
+    },
+    { operation: 'ensure access' },
+  );
 }

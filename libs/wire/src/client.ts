@@ -1,5 +1,6 @@
 // Owns the typed call of an endpoint over HTTP: used by the terminal and by the agent's enrolment.
 import { CustodyError, isErrorCode } from '@custody/core/errors';
+import { callTimeoutMs } from '@custody/core/limits';
 import {
   endpoints,
   problem,
@@ -73,7 +74,7 @@ async function send(url: URL, method: string, options: ClientOptions, body: unkn
         ...(options.token === undefined ? {} : { authorization: `Bearer ${options.token}` }),
       },
       ...(body === undefined ? {} : { body: JSON.stringify(body) }),
-      signal: AbortSignal.timeout(options.timeoutMs ?? 60_000),
+      signal: AbortSignal.timeout(options.timeoutMs ?? callTimeoutMs),
     });
     const { ok, status } = response;
     return { ok, status, data: jsonOrUndefined(await response.text()) };

@@ -88,6 +88,8 @@ export const grantClaims = z.strictObject({
   parent: id.optional(),
   /** The revocation epoch at the decision: the host must have applied it before it releases. */
   epoch: count,
+  /** SHA-256 of the sealed box that comes with the grant, hex: nobody on the way can put another in its place. */
+  sealedSha256: z.string().regex(/^[0-9a-f]{64}$/),
   grantedAt: timestamp,
 });
 export type GrantClaims = z.infer<typeof grantClaims>;
