@@ -153,9 +153,12 @@ class Conversation implements KeeperEnd {
       case 'failed':
         this.#grantId = undefined;
         return runs.notStarted(grantId);
-      case 'ended':
+      case 'ended': {
+        // Read first: a keeper whose last word is not understood is a keeper lost.
+        const ended = readEnded(frame);
         this.#grantId = undefined;
-        return runs.ended(grantId, readEnded(frame));
+        return runs.ended(grantId, ended);
+      }
       default:
         throw new Error(`${frame.verb} has no place here`);
     }

@@ -1,6 +1,7 @@
 // Holds what stands in for the parts around the runs: a spool that is durable when told to be, a link that grants, a keeper's end.
 import { encodeFields } from '@custody/crypto/payload';
 import { generateSealingKeySeed, sealingKeyFromSeed } from '@custody/crypto/keys';
+import { createHash } from 'node:crypto';
 import { sealTo } from '@custody/crypto/seal';
 import { sodiumReady } from '@custody/crypto/sodium';
 import type { SweepResult } from '@custody/keeper/sweep';
@@ -8,7 +9,8 @@ import { hostKinds, type HostBody, type HostKind } from '@custody/wire/ledger';
 import type { GrantClaims, GrantRequest, RevocationClaims } from '@custody/wire/messages';
 import type { Ask } from '../src/delivery.ts';
 import type { Granted, PolicyCopy } from '../src/link.ts';
-import { Runs, type Ended, type KeeperEnd, type Peer, type RunsOptions } from '../src/runs.ts';
+import type { Ended } from '../src/record.ts';
+import { Runs, type KeeperEnd, type Peer, type RunsOptions } from '../src/runs.ts';
 import { at, captureLog, claimsOf, Clock, grantId } from './support.ts';
 
 export type Written = { [Kind in HostKind]: { kind: Kind; body: HostBody<Kind> } }[HostKind];
@@ -70,8 +72,13 @@ export class FakeLink {
     const values = new Map(
       request.credentials.map(({ name }) => [name, this.values.get(name) ?? Buffer.from(canary)]),
     );
-    const claims = claimsOf(request, { grantId: grantId(this.asked.length), ...this.claims });
-    return { claims, sealed: sealTo(this.#publicKey, encodeFields(values)), notes: this.notes };
+    const sealed = sealTo(this.#publicKey, encodeFields(values));
+    const claims = claimsOf(request, {
+      grantId: grantId(this.asked.length),
+      sealedSha256: createHash('sha256').update(sealed).digest('hex'),
+      ...this.claims,
+    });
+    return { claims, sealed, notes: this.notes };
   }
 }
 
