@@ -24,7 +24,10 @@ const variablesOf = (text: string): string[] => [...new Set(text.match(/\bCUSTOD
 function problemsOf(block: string): string[] {
   const programs = Object.entries(configs).filter(([app]) => block.includes(`apps/${app}/dist/main.js`));
   // The terminal reads what the agent knows of.
-  const known = (programs.length > 0 ? programs.map(([, config]) => config) : [configs.agent]).join('\n');
+  const known = [
+    tree.text('libs/core/src/variables.ts'),
+    ...(programs.length > 0 ? programs.map(([, config]) => config) : [configs.agent]),
+  ].join('\n');
   const flags =
     programs.length > 0 && !block.includes('apps/cli/') ? [...block.matchAll(/ --([a-z-]+)/g)] : [];
   const declared = blocksUnder('volumes', compose);
