@@ -45,7 +45,10 @@ export interface EnrollOptions {
 
 const identityFile = 'identity.json';
 
-/** Makes the keys, asks the control plane, keeps its answer. Throws `conflict` where a host lives in the folder already: its ledger is another chain. */
+/**
+ * Makes the keys, asks the control plane, keeps its answer. Throws `conflict` where a host lives in the
+ * folder already: its ledger is another chain.
+ */
 export async function enroll(options: EnrollOptions): Promise<{ hostId: string; name: string }> {
   const { dataDir, url, token } = options;
   await mkdir(dataDir, { recursive: true, mode: 0o700 });
