@@ -5,12 +5,12 @@ import { startTelemetry } from '@custody/telemetry/telemetry';
 import { readConfig } from './config.ts';
 import { enroll } from './identity.ts';
 import { createLog } from './log.ts';
-import { agentVersion, startAgent } from './start.ts';
 
 try {
   const config = readConfig(process.argv.slice(2), process.env);
   if (config.verb === 'enroll') {
     const containment = process.platform === 'linux' ? 'subreaper' : 'kqueue';
+    const { agentVersion } = await import('./start.ts');
     const { name, hostId } = await enroll({ ...config, containment, version: agentVersion });
     process.stdout.write(
       `enrolled as ${name} (${hostId}); start it with custody agent start --data ${config.dataDir}\n`,
@@ -23,6 +23,8 @@ try {
     for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => stop.abort());
     const stopped = new Promise((resolve) => stop.signal.addEventListener('abort', resolve, { once: true }));
     await using _telemetry = await startTelemetry('custody-agent', process.env);
+    // Afterwards: an instrument made before the SDK has started measures nothing, for ever.
+    const { startAgent } = await import('./start.ts');
     const log = createLog(config.logLevel);
     await using _agent = await startAgent(config, { log, wallClock: () => new Date() });
     await stopped;

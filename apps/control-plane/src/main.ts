@@ -4,7 +4,6 @@ import { startTelemetry } from '@custody/telemetry/telemetry';
 import { readCommand } from './config.ts';
 import { init } from './init.ts';
 import { createLog } from './log.ts';
-import { startControlPlane } from './start.ts';
 
 try {
   const command = await readCommand(process.argv.slice(2), process.env);
@@ -16,6 +15,8 @@ try {
     for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => stop.abort());
     const stopped = new Promise((resolve) => stop.signal.addEventListener('abort', resolve, { once: true }));
     await using _telemetry = await startTelemetry('custody-control-plane', process.env);
+    // Afterwards: an instrument made before the SDK has started measures nothing, for ever.
+    const { startControlPlane } = await import('./start.ts');
     const log = createLog(command.config.logLevel);
     await using _controlPlane = await startControlPlane(command.config, { log, now: () => new Date() });
     await stopped;
