@@ -16,7 +16,7 @@ import { beforeAll, describe, expect, test } from 'vitest';
 // Durable: what Postgres said it had committed must be there after it was killed.
 const kit = withConstellation({ hosts: 1, durable: true });
 const holds = ['KEY=custody://prod/stripe/api_key'];
-const ttlMs = 1_500;
+const ttlMs = 1_000;
 const graceMs = 2_000;
 /** What a loaded machine may add. */
 const slackMs = 1_500;
