@@ -113,6 +113,12 @@ export class ProblemFilter implements ExceptionFilter {
   }
 }
 
+/** What Fastify refuses before there is a route: an address that is broken, or longer than any of ours. */
+export function refuseAddress(error: unknown, _request: unknown, reply: FastifyReply): void {
+  const document = problemOf(knownError(error));
+  void reply.status(document.status).type('application/problem+json').send(document);
+}
+
 export function problemOf(error: CustodyError): Problem {
   return {
     type: `https://custody.invalid/problems/${error.code}`,

@@ -19,7 +19,7 @@ import { openDesk } from './desk.ts';
 import { Grants } from './grants.ts';
 import { Health } from './health.ts';
 import { Hosts } from './hosts.ts';
-import { prepare, ProblemFilter } from './http.ts';
+import { prepare, ProblemFilter, refuseAddress } from './http.ts';
 import { Ledgers } from './ledgers.ts';
 import type { Log } from './log.ts';
 import { ControlPlaneModule } from './module.ts';
@@ -166,6 +166,7 @@ async function listen(
     bodyLimit: httpBodyBytesMax,
     routerOptions: { maxParamLength: 1_024 },
     forceCloseConnections: true,
+    frameworkErrors: refuseAddress,
   });
   const app = await NestFactory.create<NestFastifyApplication>(ControlPlaneModule.with(parts), adapter, {
     logger: false,
