@@ -99,11 +99,12 @@ export class Grants {
     const { db, authority, now, newId, policies } = this.#options;
     const { revision, engine } = await policies.inForce();
     const obliged = this.#obligations(host, request, subject, revision, engine);
-    if (request.parent !== undefined) await this.#requireNarrower(host, request, request.parent.grantId);
+    const parentMs =
+      request.parent === undefined ? undefined : await this.#parentMs(host, request, request.parent);
     const { ceilingMs, note } = decideCeiling({
       policyMs: obliged.ceilingMs,
       requestMs: request.ttlMs,
-      parentMs: request.parent?.remainingMs,
+      parentMs,
     });
     const { credentials, sealed } = await this.#collect(host, request);
     const sealedSha256 = createHash('sha256').update(sealed).digest('hex');
@@ -189,8 +190,12 @@ export class Grants {
     return obliged;
   }
 
-  /** Invariant 5: what a run inside a run holds, the outer one holds. */
-  async #requireNarrower(host: HostRow, request: GrantRequest, parentId: string): Promise<void> {
+  /** Invariant 5: what a run inside a run holds, the outer one holds, and for no longer than it. */
+  async #parentMs(
+    host: HostRow,
+    request: GrantRequest,
+    { grantId: parentId, remainingMs }: NonNullable<GrantRequest['parent']>,
+  ): Promise<number> {
     const parent = await this.story(parentId);
     if (parent.hostId !== host.id || parent.ended !== undefined) {
       throw new CustodyError(
@@ -204,7 +209,8 @@ export class Grants {
     const extra = request.credentials.find(
       ({ path, field }) => !parent.credentials.some((held) => held.path === path && held.field === field),
     );
-    if (extra === undefined) return;
+    // The host counts what is left; more than was given cannot be.
+    if (extra === undefined) return Math.min(remainingMs, parent.ceilingMs);
     throw new CustodyError(
       'run_unacceptable',
       `the run around this one does not hold ${extra.path}/${extra.field}`,

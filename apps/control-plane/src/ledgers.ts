@@ -38,6 +38,8 @@ export class Ledgers {
   readonly #options: LedgersOptions;
   /** The batch of each host that is being taken: the next waits for it, so that order on the wire stays order. */
   readonly #taking = new Map<string, Promise<void>>();
+  /** Hosts whose fork this control plane has put on record. */
+  readonly #forked = new Set<string>();
 
   constructor(options: LedgersOptions) {
     this.#options = options;
@@ -115,7 +117,9 @@ export class Ledgers {
         );
         return result.head;
       case 'fork':
-        await this.#recordFork(host.id, result);
+        // The host sends it again and again; once is evidence enough.
+        if (!this.#forked.has(host.id)) await this.#recordFork(host.id, result);
+        this.#forked.add(host.id);
         log.error({ host: host.name, seq: result.seq }, 'a host signed two different entries for one place');
         return result.head;
     }

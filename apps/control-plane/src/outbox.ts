@@ -5,16 +5,19 @@ import type { Database } from '@custody/store/database';
 import { removeSent, unsentMessages } from '@custody/store/outbox';
 import type { Log } from './log.ts';
 
+/** As much of the bus as the relay uses. */
+type Outlet = Pick<Bus, 'connected' | 'publish' | 'flush'>;
+
 export class OutboxRelay implements AsyncDisposable {
   readonly #db: Database;
   readonly #log: Log;
-  readonly #bus: () => Bus | undefined;
+  readonly #bus: () => Outlet | undefined;
   readonly #timer: NodeJS.Timeout;
   #running: Promise<void> | undefined;
   #again = false;
   #stopped = false;
 
-  constructor(db: Database, bus: () => Bus | undefined, log: Log) {
+  constructor(db: Database, bus: () => Outlet | undefined, log: Log) {
     this.#db = db;
     this.#bus = bus;
     this.#log = log;

@@ -45,8 +45,11 @@ export class Secrets {
     });
   }
 
-  list(prefix: string): Promise<store.VersionRow[]> {
-    return store.listSecrets(this.#options.db, prefix.replace(/\/$/, ''));
+  async list(prefix: string): Promise<store.VersionRow[]> {
+    const folder = prefix.replace(/\/$/, '');
+    const rows = await store.listSecrets(this.#options.db, folder);
+    // The database takes `_` and `%` for wildcards.
+    return rows.filter(({ path }) => folder === '' || path === folder || path.startsWith(`${folder}/`));
   }
 
   async newest(path: string): Promise<store.VersionRow> {

@@ -224,3 +224,7 @@ export async function until(condition: () => boolean | Promise<boolean>): Promis
     await new Promise((resolve) => setImmediate(resolve));
   }
 }
+
+export function hexOf(text: string): string {
+  return Buffer.from(text).toString('hex');
+}
