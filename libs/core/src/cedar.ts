@@ -1,7 +1,7 @@
 // Owns the evaluation of Cedar policies: text in, located errors or decisions out. Used alike by control plane and agent.
 import * as cedar from '@cedar-policy/cedar-wasm/nodejs';
 import { CustodyError } from './errors.ts';
-import { policiesMax, policyTextBytesMax } from './limits.ts';
+import { decisionsKeptMax, policiesMax, policyTextBytesMax } from './limits.ts';
 import { foldersOf } from './names.ts';
 import { annotationProblem, combineObligations, type Obligations } from './policy.ts';
 
@@ -133,6 +133,8 @@ export class PolicyEngine {
   readonly policies: readonly Policy[];
   readonly #slot: string;
   readonly #byId: ReadonlyMap<string, Policy>;
+  /** By the request as JSON; the oldest goes first. A set never changes, so neither does its answer. */
+  readonly #decided = new Map<string, HoldDecision>();
 
   constructor(slot: string, policies: readonly Policy[]) {
     this.policies = policies;
@@ -154,6 +156,21 @@ export class PolicyEngine {
   }
 
   decide(request: HoldRequest): HoldDecision {
+    const key = JSON.stringify([
+      request.host,
+      Object.entries(request.labels).toSorted(),
+      ...[request.uid, request.path, request.program, request.reason ?? null],
+    ]);
+    const known = this.#decided.get(key);
+    if (known !== undefined) return known;
+    const decision = this.#decide(request);
+    const [oldest] = this.#decided.keys();
+    if (this.#decided.size >= decisionsKeptMax && oldest !== undefined) this.#decided.delete(oldest);
+    this.#decided.set(key, decision);
+    return decision;
+  }
+
+  #decide(request: HoldRequest): HoldDecision {
     // Who asked before a newer set took the slot is still answered by the set they asked.
     if (PolicyEngine.#owners.get(this.#slot) !== this) this.#load();
     const principal = { type: 'LocalUser', id: localUser(request.host, request.uid) };

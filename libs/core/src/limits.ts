@@ -16,6 +16,8 @@ export const labelsMax = 32;
 /** One policy set as text. */
 export const policyTextBytesMax = 262_144;
 export const policiesMax = 1_000;
+/** Decisions remembered by one policy engine; the same question to the same set has the same answer. */
+export const decisionsKeptMax = 1_024;
 
 /** One run. */
 export const runCredentialsMax = 64;

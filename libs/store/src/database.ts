@@ -85,6 +85,8 @@ export interface TransactionOptions {
   /** Names the operation in an error: `write grant`. */
   readonly operation?: string;
   readonly isolation?: Isolation;
+  /** For `sqlTransaction`: a statement without values that travels with BEGIN, such as the taking of a lock. */
+  readonly opening?: string;
   /** How often `fn` may be called, at least 1. Default 5. */
   readonly attemptsMax?: number;
 }
@@ -113,7 +115,7 @@ export function sqlTransaction<T>(
   fn: (client: pg.PoolClient) => Promise<T>,
   options: TransactionOptions = {},
 ): Promise<T> {
-  return retried(() => onOneConnection(db.pool, fn, options.isolation), options);
+  return retried(() => onOneConnection(db.pool, fn, options), options);
 }
 
 const begin: Record<Isolation, string> = {
@@ -125,7 +127,7 @@ const begin: Record<Isolation, string> = {
 async function onOneConnection<T>(
   pool: pg.Pool,
   fn: (client: pg.PoolClient) => Promise<T>,
-  isolation: Isolation | undefined,
+  { isolation, opening }: TransactionOptions,
 ): Promise<T> {
   const client = await pool.connect();
   let broken: Error | undefined;
@@ -135,7 +137,8 @@ async function onOneConnection<T>(
   };
   client.on('error', onError);
   try {
-    await client.query(isolation === undefined ? 'BEGIN' : begin[isolation]);
+    const start = isolation === undefined ? 'BEGIN' : begin[isolation];
+    await client.query(opening === undefined ? start : `${start}; ${opening}`);
     const result = await fn(client);
     await client.query('COMMIT');
     return result;

@@ -29,9 +29,9 @@ export interface GrantRow {
   readonly jws: string;
 }
 
-export async function lockRevocationOrder(statement: Statement, how: 'shared' | 'alone'): Promise<void> {
+export function revocationLock(how: 'shared' | 'alone'): string {
   const lock = how === 'shared' ? 'pg_advisory_xact_lock_shared' : 'pg_advisory_xact_lock';
-  await statement(`SELECT ${lock}(${revocationOrderLock})::text`, []);
+  return `SELECT ${lock}(${revocationOrderLock})::text`;
 }
 
 /** What a grant is made of that only the transaction knows. */
@@ -54,7 +54,6 @@ export function issueGrant(
     db,
     async (client) => {
       const statement = onClient(client);
-      await lockRevocationOrder(statement, 'shared');
       // A statement of its own: under READ COMMITTED it sees every revocation that committed before the lock.
       const [newest] = await statement<{ epoch: string }>(
         'SELECT coalesce(max(epoch), 0) AS epoch FROM revocations',
@@ -87,7 +86,7 @@ export function issueGrant(
       await appendOwn(statement, author, entry);
       return grant;
     },
-    { operation: 'issue grant' },
+    { operation: 'issue grant', opening: revocationLock('shared') },
   );
 }
 

@@ -39,8 +39,19 @@ export const onPrisma =
 
 export const onClient =
   (client: PoolClient): Statement =>
-  async <Row>(sql: string, values: readonly unknown[]) =>
-    (await client.query({ text: sql, values: [...values] })).rows as Row[];
+  async (sql, values) =>
+    (await client.query({ name: preparedName(sql), text: sql, values: [...values] })).rows;
+
+const preparedNames = new Map<string, string>();
+
+/** Parsed and planned once a connection. Only for the fixed statements of this room: each is remembered for ever. */
+function preparedName(sql: string): string {
+  const known = preparedNames.get(sql);
+  if (known !== undefined) return known;
+  const name = `custody-${preparedNames.size}`;
+  preparedNames.set(sql, name);
+  return name;
+}
 
 /** Writes the control plane's own entry inside the transaction of what it records. Its head serialises them. */
 export async function appendOwn(statement: Statement, author: string, next: NextEntry): Promise<void> {

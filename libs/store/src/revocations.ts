@@ -1,7 +1,7 @@
 // Owns the revocation log: numbered without gaps, in one order with every grant.
 import { CustodyError } from '@custody/core/errors';
 import { transaction, type Database } from './database.ts';
-import { lockRevocationOrder } from './grants.ts';
+import { revocationLock } from './grants.ts';
 import { appendOwn, onPrisma, type NextEntry } from './ledger.ts';
 import { enqueue, type NewMessage } from './outbox.ts';
 
@@ -32,7 +32,7 @@ export function revoke(
   return transaction(
     db,
     async (tx) => {
-      await lockRevocationOrder(onPrisma(tx), 'alone');
+      await onPrisma(tx)(revocationLock('alone'), []);
       const grant = await tx.grant.findUnique({ where: { id: revocation.target }, select: { id: true } });
       if (grant === null) {
         throw new CustodyError('not_found', `there is no grant ${revocation.target}`, {
