@@ -56,7 +56,7 @@ export function show(context: Context, json: boolean | undefined, value: unknown
 
 /** Rows in aligned columns under their headings. */
 export function table(headings: readonly string[], rows: readonly (readonly string[])[]): string {
-  const all = [headings, ...rows];
+  const all = [headings, ...rows].map((row) => row.map(plain));
   const widths = headings.map((_, column) => Math.max(...all.map((row) => (row[column] ?? '').length)));
   return all
     .map((row) =>
@@ -65,6 +65,11 @@ export function table(headings: readonly string[], rows: readonly (readonly stri
         .join('  '),
     )
     .join('\n');
+}
+
+/** Text from elsewhere for a terminal: a command, a reason or a name must not move its cursor or clear it. */
+export function plain(text: string): string {
+  return text.replaceAll(/\p{Cc}/gu, '?');
 }
 
 export function note(context: Context, line: string): void {

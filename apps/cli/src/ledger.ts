@@ -6,7 +6,7 @@ import { parseLine } from '@custody/ledger/entry';
 import { readLinesOfFile } from '@custody/ledger/lines';
 import { verifyChain } from '@custody/ledger/verify';
 import type { LedgerAuthorView, LedgerLine, PossessionRow } from '@custody/wire/http';
-import { ask, show, type Context } from './context.ts';
+import { ask, plain, show, type Context } from './context.ts';
 
 interface Verdict {
   readonly name: string;
@@ -158,13 +158,14 @@ function possessionText(row: PossessionRow): string {
   ];
   for (const process of row.survivors)
     lines.push(`  also pid ${process.pid} ${process.name}: ${process.how}`);
-  return lines.join('\n');
+  return lines.map(plain).join('\n');
 }
 
 function lineText(line: LedgerLine): string {
   const { entry } = parseLine(line.line);
   const body = JSON.stringify(entry.body);
-  return `${entry.at}  ${line.name}  ${entry.epoch}/${entry.seq}  ${entry.kind}  ${body.length > 160 ? `${body.slice(0, 160)}…` : body}`;
+  const shown = body.length > 160 ? `${body.slice(0, 160)}…` : body;
+  return plain(`${entry.at}  ${line.name}  ${entry.epoch}/${entry.seq}  ${entry.kind}  ${shown}`);
 }
 
 function jsonLine(line: LedgerLine): string {

@@ -105,6 +105,8 @@ function summaries(rows: readonly SecretSummary[]): string {
 }
 
 async function readFields(context: Context, given: readonly string[]): Promise<Record<string, string>> {
+  if (given.length === 0)
+    throw new CustodyError('bad_request', '--field: at least one is needed: NAME=VALUE');
   const fields: Record<string, string> = {};
   let stdinTaken = false;
   for (const each of given) {
