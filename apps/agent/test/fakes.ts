@@ -1,4 +1,4 @@
-// Holds what stands in for the parts around the runs: a spool that is durable when told to be, a link that grants, a keeper's end.
+// Holds what stands around the runs in tests: a spool that is durable when told to be, a link that grants, a keeper's end.
 import { encodeFields } from '@custody/crypto/payload';
 import { generateSealingKeySeed, sealingKeyFromSeed } from '@custody/crypto/keys';
 import { createHash } from 'node:crypto';

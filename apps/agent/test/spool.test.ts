@@ -33,7 +33,8 @@ const clock = new Clock();
 
 function optionsOf(dir: string, more: Partial<SpoolOptions> = {}): SpoolOptions {
   const { wallClock, bootMs } = clock;
-  return { dir, hostId, signingKey: hostKey, controlPlaneKey: controlKey, wallClock, bootMs, ...more };
+  const keys = { signingKey: hostKey, controlPlaneKey: controlKey };
+  return { dir, hostId, ...keys, wallClock, bootMs, receiptKeepMs: 0, ...more };
 }
 
 async function openSpool(
@@ -494,4 +495,17 @@ it('any sequence of appends, receipts, crashes and starts keeps one sound chain 
     }),
     { numRuns: 25 },
   );
+});
+
+describe('a receipt that may wait', () => {
+  it('is on disk when the spool was closed', async () => {
+    const dir = folder();
+    const { spool } = await openSpool(dir, { receiptKeepMs: 60_000 });
+    await fill(spool, 2);
+    const shippedLines = await shipped(spool, spool.confirmed);
+    await spool.confirm(await receiptFor(headAt(atIndex(shippedLines, 1))));
+    expect(readdirSync(dir)).not.toContain('receipt');
+    await spool[Symbol.asyncDispose]();
+    expect((await openSpool(dir)).spool.confirmed.seq).toBe(2);
+  });
 });
