@@ -103,10 +103,18 @@ export class Shipper implements AsyncDisposable {
     const { spool, log } = this.#options;
     try {
       const { receipt } = parseJson(ledgerReceiptMessage, data, 'ledger receipt');
+      const before = spool.confirmed;
       const confirmed = await spool.confirm(receipt);
-      if (confirmed.epoch === this.#sent.epoch && confirmed.seq >= this.#sent.seq) clearTimeout(this.#rewind);
+      const behind = isBehind(confirmed, this.#sent);
+      if (!behind) clearTimeout(this.#rewind);
+      // A receipt that says nothing new answers a batch that could not be added: what lies before it is missing.
+      else if (confirmed.epoch === before.epoch && confirmed.seq === before.seq) this.resend();
     } catch (error) {
       log.error({ err: error }, 'a ledger receipt was refused');
     }
   }
+}
+
+function isBehind(confirmed: Place, sent: Place): boolean {
+  return confirmed.epoch < sent.epoch || (confirmed.epoch === sent.epoch && confirmed.seq < sent.seq);
 }

@@ -1,10 +1,11 @@
 // Owns the host's ledger on disk: appends that are durable before they resolve, and what the control plane has yet to confirm.
-import { mkdir, open, readdir, readFile, rm, stat, truncate, type FileHandle } from 'node:fs/promises';
+import { mkdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { CustodyError } from '@custody/core/errors';
 import {
   ledgerBatchBytesMax,
   ledgerBatchEntriesMax,
+  ledgerReceiptKeepMs,
   ledgerSegmentBytesMax,
   spoolBytesMax,
 } from '@custody/core/limits';
@@ -16,16 +17,9 @@ import { parseLine, type LedgerEntry, type LedgerLine } from '@custody/ledger/en
 import { LedgerError } from '@custody/ledger/errors';
 import { verifyLedgerReceipt } from '@custody/ledger/receipts';
 import type { HostBody, HostKind } from '@custody/wire/ledger';
+import { Segment } from './segment.ts';
 
-const newline = 0x0a;
 const receiptFile = 'receipt';
-
-interface Segment {
-  readonly name: string;
-  readonly epoch: number;
-  readonly firstSeq: number;
-  bytes: number;
-}
 
 interface Waiting {
   readonly kind: HostKind;
@@ -44,6 +38,8 @@ export interface SpoolOptions {
   readonly controlPlaneKey: string;
   readonly wallClock: () => Date;
   readonly bootMs: () => number;
+  /** Default `ledgerReceiptKeepMs`; 0: a receipt is on disk when `confirm` resolves. */
+  readonly receiptKeepMs?: number;
   /** Default `ledgerSegmentBytesMax`. */
   readonly segmentBytesMax?: number;
 }
@@ -68,7 +64,9 @@ export class Spool implements AsyncDisposable {
   #confirmed: Confirmed;
   #waiting: Waiting[] = [];
   #writing: Promise<void> | undefined;
-  #file: FileHandle | undefined;
+  /** The newest receipt that is not on disk yet. */
+  #unkept: string | undefined;
+  #keeping: NodeJS.Timeout | undefined;
   #failed: unknown;
   #pinnedSeq: () => number = () => Number.POSITIVE_INFINITY;
   #appended: (kinds: readonly HostKind[]) => void = () => {};
@@ -91,23 +89,18 @@ export class Spool implements AsyncDisposable {
    */
   static async open(options: SpoolOptions, replay: (entry: LedgerEntry) => void): Promise<Spool> {
     await mkdir(options.dir, { recursive: true, mode: 0o700 });
-    const segments = await listSegments(options.dir);
+    const segments = await Segment.list(options.dir);
     const confirmed = await readConfirmed(options);
     let head: Head | undefined;
-    for (const [index, segment] of segments.entries()) {
-      const path = join(options.dir, segment.name);
-      const bytes = await readFile(path);
-      const whole = bytes.lastIndexOf(newline) + 1;
-      if (whole < bytes.byteLength) {
-        if (index < segments.length - 1)
-          throw damaged(path, 'its last line is torn but later segments exist');
-        await truncate(path, whole);
-        segment.bytes = whole;
-      }
-      for (const line of linesOf(bytes.subarray(0, whole))) {
-        const { entry, hash } = readEntry(path, line);
+    for (const segment of segments) {
+      const { lines, torn } = await segment.load();
+      if (torn && segment !== segments.at(-1))
+        throw damaged(segment.path, 'its last line is torn but later segments exist');
+      if (torn) await segment.cut();
+      for (const line of lines) {
+        const { entry, hash } = readEntry(segment.path, line);
         if (head !== undefined && !follows(head, entry))
-          throw damaged(path, `entry ${entry.seq} does not follow`);
+          throw damaged(segment.path, `entry ${entry.seq} does not follow`);
         head = { epoch: entry.epoch, seq: entry.seq, hash };
         replay(entry);
       }
@@ -169,21 +162,10 @@ export class Spool implements AsyncDisposable {
     const next = head.epoch === after.epoch ? after.seq + 1 : 1;
     const segment = this.#segments.findLast((each) => each.epoch === head.epoch && each.firstSeq <= next);
     if (segment === undefined) return undefined;
-    const bytes = (await readFile(join(this.#options.dir, segment.name))).subarray(0, segment.bytes);
-    const lines = linesOf(bytes);
-    const skip = next - segment.firstSeq;
-    const chosen: Uint8Array[] = [];
-    let size = 0;
-    for (const line of lines.slice(skip, skip + ledgerBatchEntriesMax)) {
-      size += line.byteLength + 1;
-      if (size > ledgerBatchBytesMax && chosen.length > 0) break;
-      chosen.push(line, Uint8Array.of(newline));
-    }
-    if (chosen.length === 0) return undefined;
-    return {
-      bytes: Buffer.concat(chosen),
-      through: { epoch: head.epoch, seq: next + chosen.length / 2 - 1 },
-    };
+    const bounds = { entriesMax: ledgerBatchEntriesMax, bytesMax: ledgerBatchBytesMax };
+    const batch = await segment.read(next, bounds);
+    if (batch === undefined) return undefined;
+    return { bytes: batch.bytes, through: { epoch: head.epoch, seq: next + batch.entries - 1 } };
   }
 
   /**
@@ -207,15 +189,18 @@ export class Spool implements AsyncDisposable {
     // Another receipt may have been taken while the disk was read.
     if (!isBefore(this.#confirmed, claims)) return this.#confirmed;
     this.#confirmed = { epoch: claims.epoch, seq: claims.seq, hash: claims.hash };
-    await writeFileAtomic(join(this.#options.dir, receiptFile), new TextEncoder().encode(receipt), 0o600);
-    await this.#free();
+    this.#unkept = receipt;
+    const keepMs = this.#options.receiptKeepMs ?? ledgerReceiptKeepMs;
+    if (keepMs === 0) await this.#keep();
+    else this.#keepSoon(keepMs);
     return this.#confirmed;
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#writing;
-    await this.#file?.close();
-    this.#file = undefined;
+    clearTimeout(this.#keeping);
+    await this.#keep();
+    for (const segment of this.#segments) await segment.close();
   }
 
   #blocked(): CustodyError | undefined {
@@ -253,32 +238,16 @@ export class Spool implements AsyncDisposable {
   async #writeGroup(group: readonly Waiting[]): Promise<void> {
     const [first] = group;
     if (first === undefined) return;
-    const bytes = Buffer.concat(group.map(({ line }) => line));
     let segment = this.#segments.at(-1);
     if (
       segment === undefined ||
       segment.epoch !== first.epoch ||
       segment.bytes > (this.#options.segmentBytesMax ?? ledgerSegmentBytesMax)
     ) {
-      segment = await this.#roll(first);
+      segment = await Segment.create(this.#options.dir, first.epoch, first.seq);
+      this.#segments.push(segment);
     }
-    this.#file ??= await open(join(this.#options.dir, segment.name), 'a', 0o600);
-    await this.#file.appendFile(bytes);
-    await this.#file.datasync();
-    segment.bytes += bytes.byteLength;
-  }
-
-  async #roll({ epoch, seq: firstSeq }: Waiting): Promise<Segment> {
-    await this.#file?.close();
-    const name = segmentName(epoch, firstSeq);
-    const path = join(this.#options.dir, name);
-    this.#file = await open(path, 'ax', 0o600);
-    const folder = await open(this.#options.dir);
-    await folder.sync();
-    await folder.close();
-    const segment: Segment = { name, epoch, firstSeq, bytes: 0 };
-    this.#segments.push(segment);
-    return segment;
+    await segment.append(group.map(({ line }) => line));
   }
 
   /** The hash of the entry at a place of this chain; undefined where there is none. */
@@ -288,9 +257,24 @@ export class Spool implements AsyncDisposable {
     if (head.epoch === epoch && head.seq === seq) return head.hash;
     const segment = this.#segments.findLast((each) => each.epoch === epoch && each.firstSeq <= seq);
     if (segment === undefined) return undefined;
-    const bytes = await readFile(join(this.#options.dir, segment.name));
-    const line = linesOf(bytes.subarray(0, segment.bytes))[seq - segment.firstSeq];
-    return line === undefined ? undefined : parseLine(line).hash;
+    const found = await segment.read(seq, { entriesMax: 1, bytesMax: 0 });
+    return found === undefined ? undefined : parseLine(found.bytes.subarray(0, -1)).hash;
+  }
+
+  /** A receipt that is lost costs a batch sent again, so it need not be on disk at once; freeing waits until it is. */
+  #keepSoon(afterMs: number): void {
+    this.#keeping ??= setTimeout(() => {
+      this.#keeping = undefined;
+      this.#keep().catch((error: unknown) => (this.#failed ??= error));
+    }, afterMs);
+  }
+
+  async #keep(): Promise<void> {
+    const receipt = this.#unkept;
+    if (receipt === undefined) return;
+    this.#unkept = undefined;
+    await writeFileAtomic(join(this.#options.dir, receiptFile), new TextEncoder().encode(receipt), 0o600);
+    await this.#free();
   }
 
   async #free(): Promise<void> {
@@ -303,8 +287,8 @@ export class Spool implements AsyncDisposable {
       const covered = oldest.epoch === next.epoch && next.firstSeq <= Math.min(owedFrom, pinned);
       const left = oldest.epoch < next.epoch && pinned === Number.POSITIVE_INFINITY;
       if (!covered && !left) return;
-      await rm(join(this.#options.dir, oldest.name), { force: true });
       this.#segments.shift();
+      await oldest.remove();
     }
   }
 }
@@ -327,22 +311,6 @@ function readEntry(path: string, line: Uint8Array): LedgerLine {
   }
 }
 
-function segmentName(epoch: number, firstSeq: number): string {
-  return `${String(epoch).padStart(6, '0')}-${String(firstSeq).padStart(12, '0')}.ledger`;
-}
-
-async function listSegments(dir: string): Promise<Segment[]> {
-  const names = (await readdir(dir)).filter((name) => /^\d{6}-\d{12}\.ledger$/.test(name)).toSorted();
-  return Promise.all(
-    names.map(async (name) => ({
-      name,
-      epoch: Number(name.slice(0, 6)),
-      firstSeq: Number(name.slice(7, 19)),
-      bytes: (await stat(join(dir, name))).size,
-    })),
-  );
-}
-
 async function readConfirmed(options: SpoolOptions): Promise<Confirmed> {
   let receipt: string;
   try {
@@ -353,16 +321,6 @@ async function readConfirmed(options: SpoolOptions): Promise<Confirmed> {
   }
   const { epoch, seq, hash } = await verifyLedgerReceipt(options.controlPlaneKey, receipt);
   return { epoch, seq, hash };
-}
-
-function linesOf(bytes: Uint8Array): Uint8Array[] {
-  const lines: Uint8Array[] = [];
-  let start = 0;
-  for (let end = bytes.indexOf(newline, start); end >= 0; end = bytes.indexOf(newline, start)) {
-    lines.push(bytes.subarray(start, end));
-    start = end + 1;
-  }
-  return lines;
 }
 
 function damaged(path: string, why: string): CustodyError {

@@ -64,6 +64,8 @@ export const ledgerSegmentBytesMax = 16_777_216;
 export const ledgerReceiptTimeoutMs = 5_000;
 /** How long a shipped batch waits for company. A receipt of a revocation waits for nobody. */
 export const ledgerLingerMs = 10;
+/** How long a ledger receipt may wait to be written down. */
+export const ledgerReceiptKeepMs = 250;
 export const spoolBytesMax = 1_073_741_824;
 
 /** Reconcilers and the outbox. */
