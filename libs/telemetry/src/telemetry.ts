@@ -12,6 +12,7 @@ import {
 } from '@opentelemetry/api';
 
 const scope = 'custody';
+const shutdownMsMax = 2_000;
 
 /** W3C trace context in flight: `traceparent`, perhaps `tracestate`. */
 export type Carrier = Record<string, string>;
@@ -42,7 +43,15 @@ export async function startTelemetry(
     ...(environment['OTEL_LOGS_EXPORTER'] === undefined ? { logRecordProcessors: [] } : {}),
   });
   sdk.start();
-  return { [Symbol.asyncDispose]: () => sdk.shutdown() };
+  // A collector that does not answer must not keep a program from ending.
+  return {
+    [Symbol.asyncDispose]: async () => {
+      const bound = Promise.withResolvers<void>();
+      const timer = setTimeout(bound.resolve, shutdownMsMax);
+      await Promise.race([sdk.shutdown().catch(() => {}), bound.promise]);
+      clearTimeout(timer);
+    },
+  };
 }
 
 /**
