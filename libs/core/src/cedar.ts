@@ -158,7 +158,7 @@ export class PolicyEngine {
   decide(request: HoldRequest): HoldDecision {
     const key = JSON.stringify([
       request.host,
-      Object.entries(request.labels).toSorted(),
+      Object.entries(request.labels),
       ...[request.uid, request.path, request.program, request.reason ?? null],
     ]);
     const known = this.#decided.get(key);

@@ -39,8 +39,8 @@ export const onPrisma =
 
 export const onClient =
   (client: PoolClient): Statement =>
-  async (sql, values) =>
-    (await client.query({ name: preparedName(sql), text: sql, values: [...values] })).rows;
+  async <Row>(sql: string, values: readonly unknown[]) =>
+    (await client.query({ name: preparedName(sql), text: sql, values: [...values] })).rows as Row[];
 
 const preparedNames = new Map<string, string>();
 
