@@ -1,7 +1,7 @@
 // Owns the native build: the keeper, its frame check and the Node addon, from C to build/.
 // `--sanitize` builds the keeper and the frame check under ASan and UBSan into build/asan instead.
 import { execFile } from 'node:child_process';
-import { mkdirSync, readFileSync, readdirSync, renameSync, statSync } from 'node:fs';
+import { accessSync, constants, mkdirSync, readFileSync, readdirSync, renameSync, statSync } from 'node:fs';
 import { delimiter, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
@@ -26,12 +26,21 @@ function compiler() {
   for (const name of [process.env['CC'], 'cc', 'gcc', 'clang']) {
     if (!name) continue;
     if (name.includes('/')) return name;
-    if (folders.some((folder) => statSync(join(folder, name), { throwIfNoEntry: false })?.isFile()))
-      return name;
+    if (folders.some((folder) => mayRun(join(folder, name)))) return name;
   }
   return fail(
     'no C compiler found; install one (Debian, Ubuntu: apt-get install build-essential; macOS: xcode-select --install)',
   );
+}
+
+/** A folder of PATH that this user may not look into holds nothing for him. */
+function mayRun(path) {
+  try {
+    accessSync(path, constants.X_OK);
+    return statSync(path).isFile();
+  } catch {
+    return false;
+  }
 }
 
 const warnings = ['-Wall', '-Wextra', '-Werror', '-Wpedantic', '-Wconversion', '-Wshadow'];
