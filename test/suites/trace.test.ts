@@ -227,7 +227,13 @@ describe('without one', () => {
       0,
       await kit.run(['true'], { holds, env: { TRACEPARENT: `00-${'a'.repeat(32)}-${'b'.repeat(16)}-01` } }),
     );
-    const ports = remotePorts(kit.constellation.part('host-a').pid);
+    const { pid } = kit.constellation.part('host-a');
+    if (process.getuid?.() !== 0) {
+      // The agent shuts its own user out of what the kernel tells of it: that nobody may look is what is left to see.
+      expect(() => fs.readdirSync(`/proc/${pid}/fd`)).toThrow('EACCES');
+      return;
+    }
+    const ports = remotePorts(pid);
     expect([...new Set(ports)]).toEqual([Number(new URL(kit.constellation.busUrl).port)]);
   });
 });

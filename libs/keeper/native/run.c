@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
@@ -176,6 +177,20 @@ static int cannot_run(int fault, bool executing) {
   return fault == ENOENT ? EXIT_NOT_FOUND : EXIT_CANNOT_EXECUTE;
 }
 
+/* Whether PATH leads to such a file at all: execvpe(3) says EACCES also for a folder that it may not search,
+   where a shell says "not found". */
+static bool on_path(const char *name) {
+  const char *path = getenv("PATH");
+  if (path == NULL || strchr(name, '/') != NULL) return true;
+  for (const char *at = path, *end; *at != '\0'; at = *end == ':' ? end + 1 : end) {
+    end = strchrnul(at, ':');
+    char file[4096];
+    int bytes = snprintf(file, sizeof file, "%.*s/%s", (int)(end - at), at, name);
+    if (bytes > 0 && (size_t)bytes < sizeof file && access(file, F_OK) == 0) return true;
+  }
+  return false;
+}
+
 /* Starts the root with what was granted; 0 or the exit code. The frame is wiped either way. */
 static int start(const struct frame *granted) {
   static char marker[sizeof "CUSTODY_GRANT=" + GRANT_BYTES_MAX] = "CUSTODY_GRANT=";
@@ -198,6 +213,7 @@ static int start(const struct frame *granted) {
   int fault = 0;
   bool executing = false;
   pid_t pid = child_start(request->command, &inherited, &fault, &executing);
+  if (pid < 0 && fault == EACCES && !on_path(request->command[0])) fault = ENOENT;
   environ = nothing;
   free(entries);
   link_drop(granted);
