@@ -106,6 +106,7 @@ function explained(found: Awaited<ReturnType<typeof ask<'policy.explain'>>>): st
       `  freshness strict ${formatDuration(found.freshness.ms)} (recorded; this version does not act on it)`,
     );
   if (found.freshness?.kind === 'best_effort') lines.push('  freshness best_effort');
+  if (found.containment !== undefined) lines.push(`  requires containment ${found.containment.join(', ')}`);
   if (found.next !== undefined) lines.push(`  ${found.next}`);
   return lines.join('\n');
 }

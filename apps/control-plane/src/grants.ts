@@ -4,7 +4,13 @@ import { deniedByPolicy, localUser } from '@custody/core/cedar';
 import { CustodyError } from '@custody/core/errors';
 import { decideCeiling } from '@custody/core/grant';
 import { ceilingMsDefault, graceMsDefault, keeperLagMsMax } from '@custody/core/limits';
-import { freshnessDefault, type Freshness } from '@custody/core/policy';
+import {
+  freshnessDefault,
+  missingContainment,
+  unionOf,
+  type Containment,
+  type Freshness,
+} from '@custody/core/policy';
 import { encodeFields } from '@custody/crypto/payload';
 import { sealTo } from '@custody/crypto/seal';
 import type { Database } from '@custody/store/database';
@@ -37,6 +43,7 @@ const expirySlackMs = graceMsDefault + keeperLagMsMax;
 interface Obliged {
   readonly ceilingMs: number;
   readonly freshness: Freshness;
+  readonly containment: readonly Containment[];
   readonly policyIds: readonly string[];
 }
 
@@ -99,6 +106,7 @@ export class Grants {
     const { db, authority, now, newId, policies } = this.#options;
     const { revision, engine } = await policies.inForce();
     const obliged = this.#obligations(host, request, subject, revision, engine);
+    requireContainment(obliged, request.containment, revision);
     const parentMs =
       request.parent === undefined ? undefined : await this.#parentMs(host, request, request.parent);
     const { ceilingMs, note } = decideCeiling({
@@ -171,19 +179,25 @@ export class Grants {
     engine: Awaited<ReturnType<Policies['inForce']>>['engine'],
   ): Obliged {
     // A run without credentials holds nothing; its tree is still contained and its ceiling kept.
-    let obliged: Obliged = { ceilingMs: ceilingMsDefault, freshness: freshnessDefault, policyIds: [] };
+    let obliged: Obliged = {
+      ceilingMs: ceilingMsDefault,
+      freshness: freshnessDefault,
+      containment: [],
+      policyIds: [],
+    };
     for (const [index, { path }] of request.credentials.entries()) {
       const { uid, reason } = request;
       const program = request.command[0] ?? '';
       const decision = engine.decide({ host: host.name, labels: host.labels, uid, path, program, reason });
       if (!decision.allow) throw deniedByPolicy(subject, path, revision, decision.policyIds);
-      const { ceilingMs, freshness } = decision.obligations;
+      const { ceilingMs, freshness, containment } = decision.obligations;
       obliged =
         index === 0
-          ? { ceilingMs, freshness, policyIds: decision.policyIds }
+          ? { ceilingMs, freshness, containment, policyIds: decision.policyIds }
           : {
               ceilingMs: Math.min(obliged.ceilingMs, ceilingMs),
               freshness: tighter(obliged.freshness, freshness),
+              containment: unionOf([obliged.containment, containment]),
               policyIds: [...new Set([...obliged.policyIds, ...decision.policyIds])],
             };
     }
@@ -229,6 +243,17 @@ export class Grants {
     payload.fill(0);
     return { credentials: held, sealed };
   }
+}
+
+/** The host asked with the strongest it has for this run: nothing it could do would help. */
+function requireContainment(obliged: Obliged, offered: Containment, revision: number): void {
+  const missing = missingContainment(obliged.containment, offered);
+  if (missing.length === 0) return;
+  throw new CustodyError(
+    'run_unacceptable',
+    `policy ${obliged.policyIds.join(', ')} (revision ${revision}) requires containment ${missing.join(' and ')}; this host offers ${offered}`,
+    { next: 'run it on a host that offers it: docs/containment.md says when a host can' },
+  );
 }
 
 function tighter(a: Freshness, b: Freshness): Freshness {

@@ -132,9 +132,14 @@ export class Policies {
       const next = `permit (principal == LocalUser::"${subject}", action == Action::"hold", resource == Secret::"${path}"); would allow it`;
       return { allow, subject, path, revision, policyIds: [...policyIds], why: whyDenied(decision), next };
     }
-    const { ceilingMs, freshness } = decision.obligations;
+    const { ceilingMs, freshness, containment } = decision.obligations;
     const why = `permitted by ${policyIds.join(', ')}`;
-    return { allow, subject, path, revision, policyIds: [...policyIds], ceilingMs, freshness, why };
+    const obliged = {
+      ceilingMs,
+      freshness,
+      ...(containment.length === 0 ? {} : { containment: [...containment] }),
+    };
+    return { allow, subject, path, revision, policyIds: [...policyIds], ...obliged, why };
   }
 }
 

@@ -4,15 +4,27 @@ import { ceilingMsDefault, ttlMsMax } from './limits.ts';
 
 export type Freshness = { readonly kind: 'strict'; readonly ms: number } | { readonly kind: 'best_effort' };
 
+/** What holds a tree; docs/containment.md says what each promises. */
+export const containments = ['cgroup', 'subreaper', 'kqueue'] as const;
+export type Containment = (typeof containments)[number];
+
 export interface Obligations {
   readonly ceilingMs: number;
   readonly freshness: Freshness;
+  /** Every mechanism that some permitting policy requires, sorted. */
+  readonly containment: readonly Containment[];
 }
 
 export const freshnessDefault: Freshness = { kind: 'strict', ms: 300_000 };
 
 /** The annotations this version acts on. Any other is refused when a policy is applied, so that none is silently ignored. */
-export const knownAnnotations: readonly string[] = ['id', 'description', 'ceiling', 'freshness'];
+export const knownAnnotations: readonly string[] = [
+  'id',
+  'description',
+  'ceiling',
+  'freshness',
+  'containment',
+];
 
 /** Why an annotation's value cannot be read, or undefined when it can. */
 export function annotationProblem(name: string, value: string): string | undefined {
@@ -27,6 +39,9 @@ export function annotationProblem(name: string, value: string): string | undefin
   if (name === 'freshness' && parseFreshness(value) === undefined) {
     return `@freshness("${value}") is neither "strict 60s" nor "best_effort"`;
   }
+  if (name === 'containment' && !isContainment(value)) {
+    return `@containment("${value}") is none of ${containments.map((each) => `"${each}"`).join(', ')}`;
+  }
   if (name === 'id' && !/^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$/.test(value))
     return `@id("${value}") is not a name`;
   return undefined;
@@ -40,7 +55,25 @@ export function combineObligations(annotations: readonly Readonly<Record<string,
     ceilingMs = Math.min(ceilingMs, durationMs(each['ceiling'] ?? '') ?? ceilingMsDefault);
     freshness = stricter(freshness, parseFreshness(each['freshness'] ?? '') ?? freshnessDefault);
   }
-  return annotations.length === 0 ? { ceilingMs: 0, freshness: freshnessDefault } : { ceilingMs, freshness };
+  const containment = unionOf(annotations.map((each) => [each['containment'] ?? ''].filter(isContainment)));
+  return annotations.length === 0
+    ? { ceilingMs: 0, freshness: freshnessDefault, containment }
+    : { ceilingMs, freshness, containment };
+}
+
+/** The mechanisms of all the sets, each once, sorted. */
+export function unionOf(sets: readonly (readonly Containment[])[]): Containment[] {
+  return [...new Set(sets.flat())].toSorted();
+}
+
+/** What is required and not offered. The mechanisms stack: where there is a cgroup, the subreaper still holds the tree. */
+export function missingContainment(required: readonly Containment[], offered: Containment): Containment[] {
+  const held: readonly Containment[] = offered === 'cgroup' ? ['cgroup', 'subreaper'] : [offered];
+  return required.filter((each) => !held.includes(each));
+}
+
+function isContainment(word: string): word is Containment {
+  return (containments as readonly string[]).includes(word);
 }
 
 function parseFreshness(text: string): Freshness | undefined {

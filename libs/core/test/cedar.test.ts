@@ -92,7 +92,7 @@ describe('a decision', () => {
     expect(engineOf(text).decide(request())).toEqual({
       allow: true,
       policyIds: ['a', 'b'],
-      obligations: { ceilingMs: 300_000, freshness: { kind: 'strict', ms: 60_000 } },
+      obligations: { ceilingMs: 300_000, freshness: { kind: 'strict', ms: 60_000 }, containment: [] },
     });
   });
 

@@ -4,7 +4,14 @@ import { describe, expect, it } from 'vitest';
 import { durationMs, formatDuration, requireDurationMs } from '../src/duration.ts';
 import { decideCeiling } from '../src/grant.ts';
 import { ceilingMsDefault, ttlMsMax } from '../src/limits.ts';
-import { annotationProblem, combineObligations, freshnessDefault, knownAnnotations } from '../src/policy.ts';
+import {
+  annotationProblem,
+  combineObligations,
+  freshnessDefault,
+  knownAnnotations,
+  missingContainment,
+  unionOf,
+} from '../src/policy.ts';
 import { classify, hits } from '../src/revocation.ts';
 
 describe('a duration', () => {
@@ -107,14 +114,31 @@ describe('obligations', () => {
         { ceiling: '5m', freshness: 'strict 60s' },
         { ceiling: '15m', freshness: 'strict 10s' },
       ]),
-    ).toEqual({ ceilingMs: 300_000, freshness: { kind: 'strict', ms: 10_000 } });
+    ).toEqual({ ceilingMs: 300_000, freshness: { kind: 'strict', ms: 10_000 }, containment: [] });
+  });
+
+  it('require every containment that one of the policies requires', () => {
+    const made = combineObligations([{}, { containment: 'subreaper' }, { containment: 'cgroup' }]);
+    expect(made.containment).toEqual(['cgroup', 'subreaper']);
+    expect(unionOf([made.containment, ['cgroup', 'kqueue']])).toEqual(['cgroup', 'kqueue', 'subreaper']);
+  });
+
+  it('on containment are met by what is at least as strong, and by nothing else', () => {
+    expect(missingContainment(['cgroup', 'subreaper'], 'cgroup')).toEqual([]);
+    expect(missingContainment(['cgroup', 'subreaper'], 'subreaper')).toEqual(['cgroup']);
+    expect(missingContainment(['subreaper'], 'kqueue')).toEqual(['subreaper']);
+    expect(missingContainment([], 'kqueue')).toEqual([]);
   });
 
   it('have defaults where a policy says nothing, and a longer ceiling beside it does not lift them', () => {
-    expect(combineObligations([{}])).toEqual({ ceilingMs: ceilingMsDefault, freshness: freshnessDefault });
+    expect(combineObligations([{}])).toMatchObject({
+      ceilingMs: ceilingMsDefault,
+      freshness: freshnessDefault,
+    });
     expect(combineObligations([{}, { ceiling: '7d', freshness: 'best_effort' }])).toEqual({
       ceilingMs: ceilingMsDefault,
       freshness: freshnessDefault,
+      containment: [],
     });
   });
 
@@ -153,6 +177,8 @@ describe('obligations', () => {
     ['freshness', 'strict 0s'],
     ['freshness', 'strict 60s please'],
     ['freshness', 'lenient 60s'],
+    ['containment', ''],
+    ['containment', 'docker'],
     ['id', ''],
     ['id', 'a b'],
     ['id', 'a\nb'],
@@ -167,13 +193,11 @@ describe('obligations', () => {
       description: 'any text',
       ceiling: '7d',
       freshness: 'strict 60s',
+      containment: 'cgroup',
     };
-    expect(knownAnnotations.map((name) => annotationProblem(name, good[name] ?? ''))).toEqual([
-      undefined,
-      undefined,
-      undefined,
-      undefined,
-    ]);
+    expect(knownAnnotations.map((name) => annotationProblem(name, good[name] ?? ''))).toEqual(
+      knownAnnotations.map(() => undefined),
+    );
   });
 });
 

@@ -189,6 +189,8 @@ export const explanation = z.strictObject({
   policyIds: z.array(z.string()),
   ceilingMs: count.optional(),
   freshness: freshness.optional(),
+  /** What the host must offer, where a policy requires it. */
+  containment: z.array(containment).optional(),
   why: z.string(),
   next: z.string().optional(),
 });

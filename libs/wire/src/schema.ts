@@ -9,6 +9,7 @@ import {
   ttlMsMax,
   ttlMsMin,
 } from '@custody/core/limits';
+import { containments } from '@custody/core/policy';
 import { isEnvironmentName, isFieldName, isHostName, isSecretPath } from '@custody/core/names';
 
 export const id = z
@@ -46,7 +47,7 @@ export const command = z
   .min(1)
   .max(runArgumentsMax)
   .refine((words) => words.reduce((sum, word) => sum + word.length, 0) <= runCommandBytesMax, 'is too long');
-export const containment = z.enum(['cgroup', 'subreaper', 'kqueue']);
+export const containment = z.enum(containments);
 export const freshness = z.discriminatedUnion('kind', [
   z.strictObject({ kind: z.literal('strict'), ms: z.int().positive() }),
   z.strictObject({ kind: z.literal('best_effort') }),
