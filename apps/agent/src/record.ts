@@ -49,7 +49,7 @@ export function recorded({ pid, ppid, startTicks, how, name }: ProcRow): Process
 }
 
 export function releasedBody(
-  run: Identified & { readonly ceilingBootMs: number },
+  run: Identified & { readonly ceilingBootMs: number; readonly keeperStartTicks: string | undefined },
   claims: GrantClaims,
   ask: Ask,
   { uid, pid, subject }: { uid: number; pid: number; subject: string },
@@ -67,6 +67,7 @@ export function releasedBody(
       policyIds: [...policyIds],
       containment,
     },
+    ...(run.keeperStartTicks === undefined ? {} : { startTicks: run.keeperStartTicks }),
     ...(parent === undefined ? {} : { parent }),
     ...(ask.reason === undefined ? {} : { reason: ask.reason }),
   };

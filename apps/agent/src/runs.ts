@@ -14,11 +14,16 @@ import {
 import { hits } from '@custody/core/revocation';
 import type { SealingKey } from '@custody/crypto/keys';
 import { decodeFields } from '@custody/crypto/payload';
-import type { SweepResult } from '@custody/keeper/sweep';
+import type { KeeperProcess, SweepResult } from '@custody/keeper/sweep';
 import type { LedgerEntry } from '@custody/ledger/entry';
 import { counter, histogram, traced } from '@custody/telemetry/telemetry';
 import { hostKinds, type HostBody } from '@custody/wire/ledger';
-import { failureOf, type GrantClaims, type RevocationClaims } from '@custody/wire/messages';
+import {
+  failureOf,
+  type GrantClaims,
+  type GrantRequest,
+  type RevocationClaims,
+} from '@custody/wire/messages';
 import type { Held } from '@custody/wire/schema';
 import type { Ask } from './delivery.ts';
 import {
@@ -31,8 +36,10 @@ import {
   type Ended,
   type Heard,
 } from './record.ts';
-import type { Link } from './link.ts';
+import type { RunGroups } from './groups.ts';
+import type { Granted, Link } from './link.ts';
 import type { Log } from './log.ts';
+import { startOf } from './process.ts';
 import type { Spool } from './spool.ts';
 
 /** What the kernel says of the process at the other end of the socket. */
@@ -62,6 +69,8 @@ interface Run {
   readonly runId: string;
   readonly uid: number;
   readonly keeperPid: number;
+  /** Unknown where /proc does not say. */
+  readonly keeperStartTicks: string | undefined;
   readonly command: readonly string[];
   readonly credentials: readonly Held[];
   readonly containment: GrantClaims['containment'];
@@ -77,6 +86,8 @@ interface Run {
   sweeping: boolean;
   /** When the agent began to empty the tree itself. */
   sweptBootMs: number | undefined;
+  /** When the agent killed its group for a revocation. */
+  killedBootMs: number | undefined;
 }
 
 export interface RunsOptions {
@@ -84,7 +95,10 @@ export interface RunsOptions {
   readonly sealingKey: SealingKey;
   readonly link: () => Pick<Link, 'policy' | 'refreshPolicy' | 'whenReady' | 'requestGrant' | 'standing'>;
   readonly spool: () => Pick<Spool, 'append'>;
-  readonly sweep: (grantId: string) => Promise<SweepResult>;
+  readonly sweep: (grantId: string, options: { keeper: KeeperProcess | undefined }) => Promise<SweepResult>;
+  readonly groups: RunGroups;
+  /** Whether a keeper is stopped, and so keeps no ceiling. */
+  readonly stopped: (pid: number) => boolean;
   /** Whether a process that may be a keeper still lives. */
   readonly alive: (pid: number) => boolean;
   readonly bootMs: () => number;
@@ -120,6 +134,7 @@ export class Runs implements AsyncDisposable {
       this.#runs.set(body.grantId, {
         ...body,
         keeperPid: body.pid,
+        keeperStartTicks: body.startTicks,
         graceMs: graceMsDefault,
         releasedSeq: entry.seq,
         started: false,
@@ -129,6 +144,7 @@ export class Runs implements AsyncDisposable {
         watch: undefined,
         sweeping: false,
         sweptBootMs: undefined,
+        killedBootMs: undefined,
       });
     } else if (entry.kind === 'started') {
       const body = hostKinds.started.parse(entry.body);
@@ -142,6 +158,10 @@ export class Runs implements AsyncDisposable {
 
   get open(): number {
     return this.#runs.size;
+  }
+
+  openRunIds(): Set<string> {
+    return new Set([...this.#runs.values()].map(({ runId }) => runId));
   }
 
   /** The lowest entry that the ledger on disk must keep: that of the oldest open run. */
@@ -211,6 +231,9 @@ export class Runs implements AsyncDisposable {
   started(grantId: string, pid: number, startTicks: string): void {
     const run = this.#runs.get(grantId);
     if (run === undefined) return;
+    this.#options.groups.freeKeeper(run.runId);
+    if (run.revoked !== undefined && this.#options.groups.kill(run.runId))
+      run.killedBootMs ??= this.#options.bootMs();
     run.root = { pid, startTicks };
     if (run.started) return;
     run.started = true;
@@ -224,7 +247,9 @@ export class Runs implements AsyncDisposable {
     // To a keeper that was away, what the sweep killed for a revocation looks like an exit.
     const swept = run.revoked !== undefined && end.cause === 'exit' ? run.sweptBootMs : undefined;
     const told = swept === undefined ? end : { ...end, cause: 'revoked' as const, signalledBootMs: swept };
-    this.#close(run, { ...told, proof: 'keeper' });
+    const killed = told.cause === 'revoked' ? (run.killedBootMs ?? Infinity) : Infinity;
+    const signalledBootMs = earliest(told.signalledBootMs, killed);
+    this.#close(run, { ...told, signalledBootMs, proof: 'keeper' });
   }
 
   /** The command could not be executed: no process ever held the values. */
@@ -273,7 +298,8 @@ export class Runs implements AsyncDisposable {
     const parent = this.#parentOf(ask, peer);
     const askedBootMs = bootMs();
     const runId = newId('r');
-    const granted = await link.requestGrant({
+    const containment = this.#hold(ask, peer, runId);
+    const granted = await this.#request(runId, link, {
       version: 1,
       requestId: newId('q'),
       runId,
@@ -285,7 +311,7 @@ export class Runs implements AsyncDisposable {
       ...(ask.reason === undefined ? {} : { reason: ask.reason }),
       ...(ask.ttlMs === undefined ? {} : { ttlMs: ask.ttlMs }),
       credentials: [...ask.wanted],
-      containment: ask.containment,
+      containment,
       ...(parent === undefined ? {} : { parent }),
     });
     const { claims } = granted;
@@ -321,6 +347,27 @@ export class Runs implements AsyncDisposable {
     } catch (error) {
       // The control plane has a grant here that nobody holds: the record says so, to a revocation too.
       this.notStarted(run.grantId);
+      throw error;
+    }
+  }
+
+  /**
+   * The keeper stands in the run's group before anything is asked for: what it starts was never outside.
+   * Where no group can be made, the keeper's own mechanism holds the run, and the record says so.
+   */
+  #hold(ask: Ask, peer: Peer, runId: string): GrantClaims['containment'] {
+    const around = ask.parent === undefined ? undefined : this.#runs.get(ask.parent)?.runId;
+    const refusal = this.#options.groups.hold(runId, peer, around);
+    if (refusal === undefined) return 'cgroup';
+    this.#options.log.debug({ runId, refusal }, 'no cgroup for a run');
+    return ask.containment;
+  }
+
+  async #request(runId: string, link: Pick<Link, 'requestGrant'>, request: GrantRequest): Promise<Granted> {
+    try {
+      return await link.requestGrant(request);
+    } catch (error) {
+      this.#options.groups.drop(runId);
       throw error;
     }
   }
@@ -392,6 +439,7 @@ export class Runs implements AsyncDisposable {
       runId: claims.runId,
       uid: peer.uid,
       keeperPid: peer.pid,
+      keeperStartTicks: startOf(peer.pid),
       command: ask.command,
       credentials: claims.credentials,
       containment: claims.containment,
@@ -405,6 +453,7 @@ export class Runs implements AsyncDisposable {
       watch: undefined,
       sweeping: false,
       sweptBootMs: undefined,
+      killedBootMs: undefined,
     };
     this.#runs.set(run.grantId, run);
     return run;
@@ -445,7 +494,9 @@ export class Runs implements AsyncDisposable {
     if (run.revoked === undefined) return;
     // No grace: the values must be out of every process as soon as the kernel can do it.
     if (run.keeper !== undefined) {
+      // The keeper first: what dies next is then no exit to it. Both are one system call.
       run.keeper.end('revoked', 0);
+      if (this.#options.groups.kill(run.runId)) run.killedBootMs = this.#options.bootMs();
       // A keeper that is stopped or stuck must not keep the values alive.
       clearTimeout(run.watch);
       run.watch = setTimeout(() => void this.#sweep(run), keeperLagMsMax);
@@ -457,11 +508,14 @@ export class Runs implements AsyncDisposable {
   /** The keeper keeps the ceiling. Where it does not, stopped or stuck, the agent does. */
   #watchCeiling(run: Run): void {
     clearTimeout(run.watch);
-    const leftMs = run.ceilingBootMs + run.graceMs + keeperLagMsMax - this.#options.bootMs();
+    const killBootMs = run.ceilingBootMs + run.graceMs;
+    const leftMs = killBootMs - this.#options.bootMs();
     run.watch = setTimeout(
       () => {
-        if (this.#options.bootMs() < run.ceilingBootMs) this.#watchCeiling(run);
-        else void this.#sweep(run);
+        if (this.#options.bootMs() < killBootMs) return this.#watchCeiling(run);
+        this.#options.groups.kill(run.runId);
+        const lagMs = this.#options.stopped(run.keeperPid) ? 0 : keeperLagMsMax;
+        run.watch = setTimeout(() => void this.#sweep(run), lagMs);
       },
       Math.min(Math.max(leftMs, 0), 2 ** 31 - 1),
     );
@@ -485,7 +539,8 @@ export class Runs implements AsyncDisposable {
     try {
       const startedBootMs = this.#options.bootMs();
       run.sweptBootMs = startedBootMs;
-      const found = await this.#options.sweep(run.grantId);
+      this.#options.groups.killAll(run.runId);
+      const found = await this.#options.sweep(run.grantId, { keeper: keeperOf(run) });
       if (!this.#runs.has(run.grantId)) return;
       if (found.emptyBootMs === undefined) throw new Error(found.complaints[0] ?? 'processes are left');
       const rows = found.processes.slice(0, processRowsMax).map(recorded);
@@ -517,6 +572,7 @@ export class Runs implements AsyncDisposable {
   #close(run: Run, end: Closing): void {
     if (!this.#runs.delete(run.grantId)) return;
     clearTimeout(run.watch);
+    this.#options.groups.drop(run.runId);
     this.#record('ended', endedBody(run, end));
     const { revoked } = run;
     if (revoked === undefined) return;
@@ -549,6 +605,15 @@ export class Runs implements AsyncDisposable {
       )
       .finally(() => (this.#refusalsWaiting -= 1));
   }
+}
+
+function earliest(keeperBootMs: number | undefined, agentBootMs: number): number | undefined {
+  const first = Math.min(keeperBootMs ?? Infinity, agentBootMs);
+  return first === Infinity ? undefined : first;
+}
+
+function keeperOf({ keeperPid, keeperStartTicks }: Run): KeeperProcess | undefined {
+  return keeperStartTicks === undefined ? undefined : { pid: keeperPid, startTicks: keeperStartTicks };
 }
 
 function revokedMeanwhile(claims: RevocationClaims | undefined): CustodyError {

@@ -9,9 +9,11 @@ import { sweep } from '@custody/keeper/sweep';
 import { inboxPrefix } from '@custody/wire/subjects';
 import type { StartConfig } from './config.ts';
 import { Door } from './door.ts';
+import { groupPlaces, Groups, type GroupPlaces } from './groups.ts';
 import { loadIdentity, type Identity } from './identity.ts';
 import { Link } from './link.ts';
 import type { Log } from './log.ts';
+import { isAlive, isStopped } from './process.ts';
 import { Runs } from './runs.ts';
 import { Shipper } from './shipping.ts';
 import { Spool } from './spool.ts';
@@ -35,13 +37,16 @@ export async function startAgent(
   await using stack = new AsyncDisposableStack();
   const { hostId, controlPlaneKey } = identity;
 
+  const groups = stack.use(new Groups({ hostId, places: placesHere(), log }));
   const runs: Runs = new Runs({
     hostName: identity.name,
     sealingKey: identity.sealingKey,
     link: () => link,
     spool: () => spool,
     sweep,
-    alive,
+    groups,
+    alive: isAlive,
+    stopped: isStopped,
     bootMs: bootTimeMs,
     newId: (prefix) => `${prefix}_${randomBytes(12).toString('hex')}`,
     log,
@@ -91,12 +96,15 @@ export async function startAgent(
         ['link', link.state],
         ['revocation_epoch', String(link.cursor)],
         ['policy_revision', String(link.policy?.revision ?? 0)],
+        ['containment', groups.refusal === undefined ? 'cgroup' : `subreaper: ${groups.refusal}`],
         ['ledger_seq', String(spool.head?.seq ?? 0)],
         ['ledger_unconfirmed', String(spool.unconfirmed)],
         ...runs.describe().map((run) => ['run', JSON.stringify(run)] as const),
       ],
     }),
   );
+  // Only now: where another agent serves this socket, what looks like a leftover is its run.
+  groups.dropAllBut(runs.openRunIds());
   log.info({ host: identity.name, hostId, socket: config.socketPath, openRuns: runs.open }, 'agent is up');
   return stack.move();
 }
@@ -137,20 +145,11 @@ async function joinBus(
   return stack.move();
 }
 
-function alive(pid: number): boolean {
+function placesHere(): GroupPlaces {
   try {
-    process.kill(pid, 0);
-  } catch (error) {
-    return (error as NodeJS.ErrnoException).code === 'EPERM';
-  }
-  return !isCorpse(pid);
-}
-
-/** Dead, and not collected by its parent: a signal still finds it (proc_pid_stat(5), field 3). */
-function isCorpse(pid: number): boolean {
-  try {
-    return / [ZX] /.test(readFileSync(`/proc/${pid}/stat`, 'latin1').replace(/^.*\)/s, ''));
+    const own = readFileSync('/proc/self/cgroup', 'latin1');
+    return groupPlaces(own, readFileSync('/proc/self/mountinfo', 'latin1'), process.getuid?.());
   } catch {
-    return false;
+    return { unified: [], pids: undefined }; // not Linux
   }
 }

@@ -8,6 +8,7 @@ import type { SweepResult } from '@custody/keeper/sweep';
 import { hostKinds, type HostBody, type HostKind } from '@custody/wire/ledger';
 import type { GrantClaims, GrantRequest, RevocationClaims } from '@custody/wire/messages';
 import type { Ask } from '../src/delivery.ts';
+import type { RunGroups } from '../src/groups.ts';
 import type { Granted, PolicyCopy } from '../src/link.ts';
 import type { Ended } from '../src/record.ts';
 import { Runs, type KeeperEnd, type Peer, type RunsOptions } from '../src/runs.ts';
@@ -128,7 +129,9 @@ export async function scene(more: Partial<RunsOptions> = {}): Promise<Scene> {
         made.swept.push(id);
         return made.found();
       },
+      groups: noGroups,
       alive: (pid) => made.living.has(pid),
+      stopped: () => false,
       bootMs: clock.bootMs,
       newId: (prefix) => `${prefix}_${String((ids += 1)).padStart(8, '0')}`,
       log,
@@ -137,6 +140,16 @@ export async function scene(more: Partial<RunsOptions> = {}): Promise<Scene> {
   };
   return made;
 }
+
+/** A system where no group can be made. */
+const noGroups: RunGroups = {
+  hold: () => 'no groups here',
+  freeKeeper: () => {},
+  kill: () => false,
+  killAll: () => {},
+  treeOf: () => undefined,
+  drop: () => {},
+};
 
 export const peer: Peer = { pid: 4242, uid: 1000, gid: 1000 };
 

@@ -39,6 +39,15 @@ export const keeperLagMsMax = 500;
 /** How long a caller of the API waits for one answer. Waiting for receipts asks again. */
 export const callTimeoutMs = 15_000;
 
+/** Containment. Processes and threads of one run, where the kernel's pids controller is at hand. */
+export const runTasksMax = 8_192;
+/** How often a removed group is tried again while its last processes leave the kernel, and with which pause. */
+export const groupRemovalsMax = 100;
+export const groupRemovalPauseMs = 50;
+/** How often a living run's escapes are looked for, and how many of one run go on record. */
+export const escapeScanIntervalMs = 5_000;
+export const escapeRecordsMax = 64;
+
 /** Enrolment and tokens. */
 export const joinTokenTtlMsDefault = 3_600_000;
 export const joinTokenTtlMsMax = 7 * 24 * 3_600_000;

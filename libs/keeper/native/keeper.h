@@ -68,7 +68,9 @@ struct request {
 
 /* run.c: one run from request to exit code. */
 int run(const struct request *request);
-/* sweep.c: finds and ends every process that holds the grant's marker. */
-int sweep(const char *grant, int64_t grace_ms);
+struct process;
+/* sweep.c: finds and ends every process that holds the grant's marker, and, where its pid is not 0, the keeper
+   with every descendant of it. */
+int sweep(const char *grant, int64_t grace_ms, const struct process *keeper);
 
 #endif

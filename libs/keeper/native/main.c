@@ -2,6 +2,7 @@
 #include "keeper.h"
 
 #include "frame.h"
+#include "proc.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -26,11 +27,13 @@ static const char help_run[] =
     "or custody failed; 126 when CMD cannot be executed; 127 when it is not found; 2 for a mistake in usage.\n";
 
 static const char help_sweep[] =
-    "Usage: custody-keeper sweep GRANT [--grace-ms N]\n"
+    "Usage: custody-keeper sweep GRANT [--grace-ms N] [--keeper PID:START_TICKS]\n"
     "\n"
     "Finds every process that was started with CUSTODY_GRANT=GRANT and every descendant of one, and kills\n"
     "them until none is left: at once, or N ms after a TERM. Prints one line a process, `pid ppid start_ticks\n"
-    "how name`, and then `empty BOOT_MS`. Exits 0 when empty, 1 when something could not be killed.\n";
+    "how name`, and then `empty BOOT_MS`. Exits 0 when empty, 1 when something could not be killed.\n"
+    "\n"
+    "  --keeper PID:START_TICKS  that keeper ends too, and so does every descendant of it\n";
 
 static const char help_all[] =
     "Usage: custody-keeper run ... | sweep ... | --help | --version\n"
@@ -124,9 +127,20 @@ static int main_run(int count, char **words) {
   return EXIT_USAGE;
 }
 
+static bool process_named(const char *text, struct process *process) {
+  size_t digits = strcspn(text, ":");
+  int64_t pid, start_ticks;
+  if (text[digits] != ':' || !decimal(text, digits, &pid) || pid < 1 || pid > INT32_MAX) return false;
+  if (!decimal(text + digits + 1, strlen(text + digits + 1), &start_ticks)) return false;
+  process->pid = (pid_t)pid;
+  process->start_ticks = (uint64_t)start_ticks;
+  return true;
+}
+
 static int main_sweep(int count, char **words) {
   const char *grant = NULL;
   int64_t grace_ms = 0;
+  struct process keeper = {0};
   for (int at = 0; at < count; at++) {
     if (strcmp(words[at], "--help") == 0 || strcmp(words[at], "-h") == 0) return print(help_sweep);
     if (strcmp(words[at], "--grace-ms") == 0) {
@@ -135,13 +149,19 @@ static int main_sweep(int count, char **words) {
       say("--grace-ms wants a whole number of milliseconds, at most a day of them");
       return EXIT_USAGE;
     }
+    if (strcmp(words[at], "--keeper") == 0) {
+      const char *value = ++at < count ? words[at] : "";
+      if (process_named(value, &keeper)) continue;
+      say("--keeper wants PID:START_TICKS, as /proc/PID/stat has them");
+      return EXIT_USAGE;
+    }
     if (words[at][0] == '-' || grant != NULL) {
       say("unexpected %s; see `custody-keeper sweep --help`", words[at]);
       return EXIT_USAGE;
     }
     grant = words[at];
   }
-  if (grant != NULL && *grant != '\0' && strlen(grant) <= GRANT_BYTES_MAX) return sweep(grant, grace_ms);
+  if (grant != NULL && *grant != '\0' && strlen(grant) <= GRANT_BYTES_MAX) return sweep(grant, grace_ms, &keeper);
   say("sweep wants a grant id of 1 to %d bytes", GRANT_BYTES_MAX);
   return EXIT_USAGE;
 }

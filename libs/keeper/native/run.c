@@ -332,8 +332,9 @@ static int end_tree(const char *why, int64_t within_ms) {
 
 static void ended_how(struct row *row, const siginfo_t *info) {
   bool exited = info->si_code == CLD_EXITED;
+  /* Once KILLs go out, a KILL is custody's: the keeper's own, or that of the agent which empties the group. */
   bool ours = (info->si_status == SIGTERM && (row->sent & SENT_TERM)) ||
-              (info->si_status == SIGKILL && (row->sent & SENT_KILL));
+              (info->si_status == SIGKILL && kill_passes > 0);
   row->how = exited ? 'e' : ours ? 'k' : 's';
   row->how_number = info->si_status;
 }
@@ -351,11 +352,30 @@ static void reaped(const siginfo_t *info) {
   ended_how(&root_end, info);
 }
 
+static void hear_agent(void);
+
+/* Looks at the next dead child before it is collected. While a tree is ended, it goes on record also where the
+   agent's kill of the whole group was faster than our walk. */
+static void meet_dead(void) {
+  siginfo_t info = {0};
+  if (waitid(P_ALL, 0, &info, WEXITED | WNOHANG | WNOWAIT) != 0 || info.si_pid == 0) return;
+  /* The agent writes its `end` before it kills: whoever died of that, the word for it is here already. */
+  if (cause == NULL && info.si_code == CLD_KILLED && info.si_status == SIGKILL) hear_agent();
+  if (cause == NULL || rows.count == ROWS_MAX) return;
+  struct row *row = &rows.row[rows.count];
+  for (size_t i = 0; i < rows.count; i++) {
+    if (rows.row[i].process.pid == info.si_pid && rows.row[i].how == 0) return;
+  }
+  *row = (struct row){0};
+  if (process_read(info.si_pid, &row->process)) rows.count++;
+}
+
 /* Takes in every child that has ended or stopped; true when the kernel has none left. */
 static bool reap(void) {
   bool before = root_gone;
   for (;;) {
     siginfo_t info = {0};
+    meet_dead();
     if (waitid(P_ALL, 0, &info, WEXITED | WSTOPPED | WCONTINUED | WNOHANG) != 0) {
       if (errno == EINTR) continue;
       return true; /* ECHILD: as a subreaper, no descendant is left */

@@ -119,7 +119,15 @@ static void print_dead(void) {
   }
 }
 
-int sweep(const char *grant, int64_t grace_ms) {
+/* A keeper that is stopped, or does not do its work: doomed from the start, and by its ancestry whatever it holds. */
+static void doom_keeper(const struct process *keeper) {
+  struct process now;
+  if (keeper->pid == 0 || !process_read(keeper->pid, &now) || now.start_ticks != keeper->start_ticks) return;
+  doomed[doomed_count++] = (struct row){.process = now};
+}
+
+int sweep(const char *grant, int64_t grace_ms, const struct process *keeper) {
+  doom_keeper(keeper);
   int bytes = snprintf(marker, sizeof marker, "CUSTODY_GRANT=%s", grant);
   marker_bytes = (size_t)bytes + 1;
   int64_t kill_boot_ms = boot_ms() + grace_ms;

@@ -4,11 +4,20 @@ import { KeeperError } from './error.ts';
 import { parseProcRow, type ProcRow } from './frames.ts';
 import { keeperPath } from './native.ts';
 
+/** A keeper that its run can no longer rely on. The start time keeps a stranger of the same pid out of it. */
+export interface KeeperProcess {
+  readonly pid: number;
+  /** Field 22 of /proc/PID/stat. */
+  readonly startTicks: string;
+}
+
 export interface SweepOptions {
+  /** It ends too, and so does every descendant of it, marker or not. */
+  readonly keeper?: KeeperProcess | undefined;
   /** Between TERM and KILL. Default 0: KILL at once. */
   readonly graceMs?: number;
-  /** Default: the keeper that was built. */
-  readonly keeper?: string;
+  /** Default: the `custody-keeper` that was built. */
+  readonly program?: string;
 }
 
 export interface SweepResult {
@@ -29,29 +38,35 @@ const slackMs = 30_000; // a sweep gives up by itself 2 s after its grace
  * @throws KeeperError `not_built`; `sweep_failed` when the sweep could not run to its end.
  */
 export async function sweep(grant: string, options: SweepOptions = {}): Promise<SweepResult> {
-  const { graceMs = 0, keeper = keeperPath() } = options;
+  const { graceMs = 0, keeper, program = keeperPath() } = options;
+  const too = keeper === undefined ? [] : ['--keeper', `${keeper.pid}:${keeper.startTicks}`];
   const limits = { encoding: 'buffer', maxBuffer: outputBytesMax, timeout: graceMs + slackMs } as const;
   return new Promise((resolve, reject) => {
-    execFile(keeper, ['sweep', grant, '--grace-ms', String(graceMs)], limits, (fault, stdout, stderr) => {
-      const complaints = stderr
-        .toString('utf8')
-        .split('\n')
-        .filter((line) => line !== '');
-      const failed = (cause?: unknown) =>
-        new KeeperError(
-          'sweep_failed',
-          complaints[0] ?? `the sweep of grant ${grant} did not run to its end`,
-          {
-            cause,
-          },
-        );
-      if (fault !== null && fault.code !== 1) return reject(failed(fault));
-      try {
-        resolve(parseSweep(stdout, complaints, fault === null));
-      } catch (cause) {
-        reject(failed(cause));
-      }
-    });
+    execFile(
+      program,
+      ['sweep', grant, '--grace-ms', String(graceMs), ...too],
+      limits,
+      (fault, stdout, stderr) => {
+        const complaints = stderr
+          .toString('utf8')
+          .split('\n')
+          .filter((line) => line !== '');
+        const failed = (cause?: unknown) =>
+          new KeeperError(
+            'sweep_failed',
+            complaints[0] ?? `the sweep of grant ${grant} did not run to its end`,
+            {
+              cause,
+            },
+          );
+        if (fault !== null && fault.code !== 1) return reject(failed(fault));
+        try {
+          resolve(parseSweep(stdout, complaints, fault === null));
+        } catch (cause) {
+          reject(failed(cause));
+        }
+      },
+    );
   });
 }
 

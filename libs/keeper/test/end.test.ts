@@ -192,14 +192,14 @@ describe.each([...builds, ...(variant === undefined ? [] : [variant])])(
       await until(() => !alive(root.pid), 'the root dies with its keeper');
       expect([alive(left), alive(hidden)]).toEqual([true, true]);
       const from = bootTimeMs();
-      const swept = await sweep(id, { keeper: program });
+      const swept = await sweep(id, { program });
       expect([alive(left), alive(hidden)]).toEqual([false, false]);
       expect(swept.complaints).toEqual([]);
       expect(swept.emptyBootMs).toBeGreaterThanOrEqual(Math.floor(from));
       expect(new Set(swept.processes.map(({ pid, how }) => `${pid} ${how.kind}:${how.number}`))).toEqual(
         new Set([`${left} killed:9`, `${hidden} killed:9`]),
       );
-      expect((await sweep(id, { keeper: program })).processes).toEqual([]);
+      expect((await sweep(id, { program })).processes).toEqual([]);
     });
 
     it('a run outlives its agent, tells the next one who it is, and obeys it', async () => {
@@ -394,7 +394,7 @@ describe('sweep', () => {
     });
     await once(root.stdout, 'data');
     const before = holders(id).length;
-    const swept = await sweep(id, { graceMs: 200, keeper: release.keeper });
+    const swept = await sweep(id, { graceMs: 200, program: release.keeper });
     expect(holders(id)).toEqual([]);
     expect(swept.emptyBootMs).toBeDefined();
     expect(before).toBeGreaterThanOrEqual(3);
@@ -409,7 +409,7 @@ describe('sweep', () => {
       env: { PATH: process.env['PATH'], CUSTODY_GRANT: `${id}0`, X: `CUSTODY_GRANT=${id}` },
     });
     await once(other, 'spawn');
-    const swept = await sweep(id, { keeper: release.keeper });
+    const swept = await sweep(id, { program: release.keeper });
     expect(swept.processes).toEqual([]);
     expect(alive(other.pid ?? 0)).toBe(true);
     other.kill('SIGKILL');
@@ -418,6 +418,6 @@ describe('sweep', () => {
 
   it('throws what a sweep that could not run says', async () => {
     await expect(sweep('x'.repeat(65))).rejects.toMatchObject({ code: 'sweep_failed' });
-    await expect(sweep('g', { keeper: '/no/such/keeper' })).rejects.toMatchObject({ code: 'sweep_failed' });
+    await expect(sweep('g', { program: '/no/such/keeper' })).rejects.toMatchObject({ code: 'sweep_failed' });
   });
 });

@@ -6,12 +6,14 @@ import { failure, revocationTarget } from './messages.ts';
 
 const text = z.string().max(70_000);
 
+/** In clock ticks since boot: with the pid it names a process for ever. */
+const startTicks = z.string().regex(/^\d{1,20}$/);
+
 /** One process of a tree, as the keeper accounted for it. */
 export const processRow = z.strictObject({
   pid: count,
   ppid: count,
-  /** When it started, in clock ticks since boot: with the pid it names a process for ever. */
-  startTicks: z.string().regex(/^\d{1,20}$/),
+  startTicks,
   /** `exit:0`, `signal:15`, or `killed:9` where custody sent the signal. */
   how: z.string().max(32),
   name: z.string().max(64),
@@ -28,6 +30,8 @@ export const hostKinds = {
     ...run,
     uid: count,
     pid: count,
+    /** When the keeper, of that pid, was started; absent where the host cannot say. */
+    startTicks: startTicks.optional(),
     subject: z.string(),
     command: z.array(z.string()),
     cwd: z.string(),

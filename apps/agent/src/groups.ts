@@ -1,0 +1,288 @@
+// Owns the cgroups of this host's runs: made before a run is asked for, killed, and removed (ADR 0007).
+import { mkdirSync, readdirSync, rmdirSync, writeFileSync } from 'node:fs';
+import { basename, join } from 'node:path';
+import { setTimeout as wait } from 'node:timers/promises';
+import { groupRemovalPauseMs, groupRemovalsMax, keeperReturnMsMax, runTasksMax } from '@custody/core/limits';
+import type { Log } from './log.ts';
+import { startOf, uidOf } from './process.ts';
+
+/** What this system offers, from /proc/self/cgroup and /proc/self/mountinfo. */
+export interface GroupPlaces {
+  /** Where the groups of runs may be made in cgroup v2, most wanted first. */
+  readonly unified: readonly string[];
+  /** The same for the pids controller where it is a hierarchy of its own (v1). */
+  readonly pids: string | undefined;
+}
+
+export interface GroupsOptions {
+  /** Distinguishes agents that share one hierarchy: `custody-<host id>` is the folder of one. */
+  readonly hostId: string;
+  readonly places: GroupPlaces;
+  readonly log: Log;
+  readonly tasksMax?: number;
+}
+
+interface Group {
+  readonly dir: string;
+  readonly tasks: string | undefined;
+  /** Undefined once it has left the tree, and for a group that was found. */
+  keeper: Keeper | undefined;
+}
+
+interface Keeper {
+  readonly pid: number;
+  readonly uid: number;
+}
+
+/** The two folders of a group: the run's processes, and the keeper once it has started them. */
+const holding = 'tree';
+const keeping = 'keeper';
+
+/** What runs need of the groups. */
+export type RunGroups = Pick<Groups, 'hold' | 'freeKeeper' | 'kill' | 'killAll' | 'treeOf' | 'drop'>;
+
+/**
+ * The groups of runs. Where none can be made, `hold` says why and the subreaper holds the run alone.
+ * Every call is a handful of system calls on a file system in memory, and blocks no longer than those.
+ */
+export class Groups {
+  readonly #options: GroupsOptions;
+  readonly #groups = new Map<string, Group>();
+  readonly #removing = new Set<Promise<void>>();
+  readonly #base: string | undefined;
+  readonly #tasksBase: string | undefined;
+  /** Why there are no groups here. */
+  readonly refusal: string | undefined;
+
+  constructor(options: GroupsOptions) {
+    this.#options = options;
+    const { places, hostId } = options;
+    const name = `custody-${hostId}`;
+    const made = firstUsable(places.unified, name, 'cgroup.kill');
+    this.#base = made.dir;
+    this.refusal = made.dir === undefined ? made.why : undefined;
+    if (made.dir === undefined) return;
+    // No process stands in this folder itself, so the controller may go down (cgroup-v2.rst, no internal processes).
+    writeMaybe(join(made.dir, 'cgroup.subtree_control'), '+pids');
+    if (places.pids !== undefined) this.#tasksBase = firstUsable([places.pids], name, 'pids.max').dir;
+    this.#adopt(made.dir);
+  }
+
+  /**
+   * Makes the run's group and moves its keeper in: whatever the keeper starts is born inside. Returns why
+   * not where that cannot be; nothing is left behind then. `parentId`: the run that this one stands in.
+   */
+  hold(runId: string, keeper: Keeper, parentId: string | undefined): string | undefined {
+    if (this.#base === undefined) return this.refusal ?? 'there are no groups';
+    const around = parentId === undefined ? undefined : this.#groups.get(parentId);
+    const dir = join(around === undefined ? this.#base : join(around.dir, holding), runId);
+    const tasks = this.#tasksBase === undefined ? undefined : join(around?.tasks ?? this.#tasksBase, runId);
+    const { tasksMax = runTasksMax } = this.#options;
+    this.#groups.set(runId, { dir, tasks, keeper: undefined });
+    try {
+      for (const each of [dir, join(dir, holding), join(dir, keeping)]) mkdirSync(each, { mode: 0o755 });
+      writeMaybe(join(dir, 'pids.max'), String(tasksMax));
+      if (!moveKeeper(join(dir, holding), keeper)) {
+        // The pid is a stranger's by now: it stands in the group, and goes back before the group is emptied.
+        writeMaybe(join(this.#base, '..', 'cgroup.procs'), String(keeper.pid));
+        throw new Error('the keeper has gone');
+      }
+      this.#groups.set(runId, { dir, tasks, keeper });
+      if (tasks !== undefined) joinTasks(tasks, keeper.pid, tasksMax);
+      return undefined;
+    } catch (error) {
+      this.drop(runId);
+      return `its group cannot be made: ${messageOf(error)}`;
+    }
+  }
+
+  /** The keeper has started its child: it leaves, and a kill of the tree no longer meets it. */
+  freeKeeper(runId: string): void {
+    const group = this.#groups.get(runId);
+    if (group?.keeper === undefined) return;
+    const { keeper } = group;
+    group.keeper = undefined;
+    if (uidOf(keeper.pid) === keeper.uid) {
+      writeMaybe(join(group.dir, keeping, 'cgroup.procs'), String(keeper.pid));
+    }
+  }
+
+  /** The folder of the tree, for whoever compares it with what /proc says of a process. */
+  treeOf(runId: string): string | undefined {
+    const group = this.#groups.get(runId);
+    return group === undefined ? undefined : join(group.dir, holding);
+  }
+
+  /**
+   * SIGKILL to everything in the tree at once, forks under way included (cgroup-v2.rst, cgroup.kill). Not
+   * while the keeper still stands in it: who asks has told the keeper, and asks again when it has left.
+   * True when it was sent.
+   */
+  kill(runId: string): boolean {
+    const group = this.#groups.get(runId);
+    if (group === undefined || group.keeper !== undefined) return false;
+    killIn(join(group.dir, holding));
+    return true;
+  }
+
+  /** The same to the keeper too, and to whatever it has put beside itself. */
+  killAll(runId: string): void {
+    const group = this.#groups.get(runId);
+    if (group !== undefined) killIn(group.dir);
+  }
+
+  /** The run is over. What is still in its tree dies; the group goes when the kernel lets it. */
+  drop(runId: string): void {
+    this.freeKeeper(runId);
+    const group = this.#groups.get(runId);
+    if (group === undefined) return;
+    this.#groups.delete(runId);
+    const removed = this.#remove(group).finally(() => this.#removing.delete(removed));
+    this.#removing.add(removed);
+  }
+
+  /** At the agent's start: groups of runs that its ledger does not hold open are a dead agent's leftovers. */
+  dropAllBut(open: ReadonlySet<string>): void {
+    for (const runId of [...this.#groups.keys()]) if (!open.has(runId)) this.drop(runId);
+  }
+
+  /** Waits for the removals under way. The groups of open runs stay: the next agent adopts them. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    await Promise.allSettled(this.#removing);
+    for (const base of [this.#base, this.#tasksBase]) if (base !== undefined) removeFolder(base);
+  }
+
+  async #remove(group: Group): Promise<void> {
+    killIn(join(group.dir, holding));
+    for (let attempt = 0; attempt < groupRemovalsMax; attempt += 1) {
+      if ([group.dir, group.tasks].every((dir) => dir === undefined || removeTree(dir))) return;
+      await wait(groupRemovalPauseMs, undefined, { ref: false });
+      // The keeper goes by itself, its account delivered. What has not gone by then is no keeper.
+      if (attempt * groupRemovalPauseMs > keeperReturnMsMax) killIn(group.dir);
+    }
+    this.#options.log.warn({ group: basename(group.dir) }, 'a group of a run that ended is still busy');
+  }
+
+  #adopt(base: string, tasksBase = this.#tasksBase): void {
+    for (const runId of foldersIn(base)) {
+      const dir = join(base, runId);
+      const tasks = tasksBase === undefined ? undefined : join(tasksBase, runId);
+      this.#groups.set(runId, { dir, tasks, keeper: undefined });
+      this.#adopt(join(dir, holding), tasks);
+    }
+  }
+}
+
+/**
+ * Reads where groups can be made. Root takes the top of the hierarchy, where a restart of its own service
+ * does not end the runs; anybody else the subtree it stands in, which works where that is delegated.
+ */
+export function groupPlaces(own: string, mountinfo: string, uid: number | undefined): GroupPlaces {
+  const unified: string[] = [];
+  let pids: string | undefined;
+  for (const line of mountinfo.split('\n')) {
+    const [, , , root, point, ...rest] = line.split(' ');
+    const tail = rest.slice(rest.indexOf('-') + 1);
+    if (root === undefined || point === undefined) continue;
+    const mount = point.replaceAll(/\\([0-7]{3})/g, (_, octal: string) =>
+      String.fromCodePoint(Number.parseInt(octal, 8)),
+    );
+    if (tail[0] === 'cgroup2') {
+      const path = /^0::(\/.*)$/m.exec(own)?.[1];
+      const inside = path === undefined ? undefined : below(root, path);
+      if (uid === 0) unified.push(mount);
+      if (inside !== undefined) unified.push(inside === '/' ? mount : join(mount, inside));
+    } else if (tail[0] === 'cgroup' && (tail[2] ?? '').split(',').includes('pids') && uid === 0) {
+      pids = mount;
+    }
+  }
+  return { unified: [...new Set(unified)], pids };
+}
+
+/** A mount shows the hierarchy from its root on: what lies outside of it cannot be reached through it. */
+function below(root: string, path: string): string | undefined {
+  if (root === '/') return path;
+  return path === root || path.startsWith(`${root}/`) ? path.slice(root.length) || '/' : undefined;
+}
+
+function firstUsable(
+  places: readonly string[],
+  name: string,
+  needs: string,
+): { dir: string | undefined; why: string } {
+  let why = 'this system has no cgroup v2 that can be reached';
+  for (const place of places) {
+    const dir = join(place, name);
+    try {
+      mkdirSync(dir, { mode: 0o755, recursive: true });
+      if (readdirSync(dir).includes(needs)) return { dir, why };
+      rmdirSync(dir);
+      why = `the kernel has no ${needs}`; // cgroup.kill: Linux 5.14
+    } catch (error) {
+      why = `no group can be made in ${place}: ${messageOf(error)}`;
+    }
+  }
+  return { dir: undefined, why };
+}
+
+/**
+ * The peer's pid is from the moment it connected: the uid is what the process must have now, and the start
+ * time what it must keep while it is moved. False when a stranger was moved; throws when nobody was.
+ */
+function moveKeeper(tree: string, keeper: Keeper): boolean {
+  const before = startOf(keeper.pid);
+  if (before === undefined || uidOf(keeper.pid) !== keeper.uid) throw new Error('the keeper has gone');
+  writeFileSync(join(tree, 'cgroup.procs'), String(keeper.pid));
+  return startOf(keeper.pid) === before;
+}
+
+function joinTasks(dir: string, pid: number, tasksMax: number): void {
+  try {
+    mkdirSync(dir, { mode: 0o755 });
+    writeFileSync(join(dir, 'pids.max'), String(tasksMax));
+    writeFileSync(join(dir, 'cgroup.procs'), String(pid));
+  } catch {
+    removeFolder(dir); // a limit that cannot be set bounds nothing; the tree is held all the same
+  }
+}
+
+function killIn(dir: string): void {
+  writeMaybe(join(dir, 'cgroup.kill'), '1');
+}
+
+/** Children first. True when it is gone. */
+function removeTree(dir: string): boolean {
+  for (const each of foldersIn(dir)) removeTree(join(dir, each));
+  return removeFolder(dir);
+}
+
+function removeFolder(dir: string): boolean {
+  try {
+    rmdirSync(dir);
+    return true;
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code === 'ENOENT';
+  }
+}
+
+function foldersIn(dir: string): string[] {
+  try {
+    const entries = readdirSync(dir, { withFileTypes: true });
+    return entries.filter((entry) => entry.isDirectory()).map(({ name }) => name);
+  } catch {
+    return [];
+  }
+}
+
+/** For what is tried again, or does not matter. */
+function writeMaybe(file: string, text: string): void {
+  try {
+    writeFileSync(file, text);
+  } catch {
+    // the group has gone, or the kernel does not offer this
+  }
+}
+
+function messageOf(error: unknown): string {
+  return error instanceof Error ? error.message : 'unknown';
+}
