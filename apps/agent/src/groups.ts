@@ -1,10 +1,18 @@
 // Owns the cgroups of this host's runs: made before a run is asked for, killed, and removed (ADR 0007).
-import { mkdirSync, readdirSync, rmdirSync, writeFileSync } from 'node:fs';
+import { mkdirSync, readdirSync, readFileSync, rmdirSync, writeFileSync } from 'node:fs';
 import { basename, join } from 'node:path';
 import { setTimeout as wait } from 'node:timers/promises';
-import { groupRemovalPauseMs, groupRemovalsMax, keeperReturnMsMax, runTasksMax } from '@custody/core/limits';
+import {
+  groupLookPauseMs,
+  groupLooksMax,
+  groupRemovalPauseMs,
+  groupRemovalsMax,
+  keeperReturnMsMax,
+  processRowsMax,
+  runTasksMax,
+} from '@custody/core/limits';
 import type { Log } from './log.ts';
-import { startOf, uidOf } from './process.ts';
+import { memberOf, startOf, uidOf, type Member } from './process.ts';
 
 /** What this system offers, from /proc/self/cgroup and /proc/self/mountinfo. */
 export interface GroupPlaces {
@@ -39,7 +47,10 @@ const holding = 'tree';
 const keeping = 'keeper';
 
 /** What runs need of the groups. */
-export type RunGroups = Pick<Groups, 'hold' | 'freeKeeper' | 'kill' | 'killAll' | 'treeOf' | 'drop'>;
+export type RunGroups = Pick<
+  Groups,
+  'hold' | 'freeKeeper' | 'kill' | 'killAll' | 'membersOf' | 'emptied' | 'drop'
+>;
 
 /**
  * The groups of runs. Where none can be made, `hold` says why and the subreaper holds the run alone.
@@ -129,6 +140,29 @@ export class Groups {
   killAll(runId: string): void {
     const group = this.#groups.get(runId);
     if (group !== undefined) killIn(group.dir);
+  }
+
+  /** Who is in the tree, as far as one record has room for them. */
+  membersOf(runId: string): Member[] {
+    const group = this.#groups.get(runId);
+    if (group === undefined) return [];
+    const text = readMaybe(join(group.dir, holding, 'cgroup.procs'));
+    const pids = text.split('\n').filter((line) => line !== '' && Number(line) !== group.keeper?.pid);
+    return pids.slice(0, processRowsMax).flatMap((pid) => memberOf(Number(pid)) ?? []);
+  }
+
+  /**
+   * Whether nothing is alive in the tree. A process leaves its group a moment after its parent could collect
+   * it, and what was just killed takes its time: so it is asked for a while. True where there is no group.
+   */
+  async emptied(runId: string): Promise<boolean> {
+    const group = this.#groups.get(runId);
+    if (group === undefined || group.keeper !== undefined) return true;
+    for (let look = 0; look < groupLooksMax; look += 1) {
+      if (!/^populated 1$/m.test(readMaybe(join(group.dir, holding, 'cgroup.events')))) return true;
+      await wait(groupLookPauseMs);
+    }
+    return false;
   }
 
   /** The run is over. What is still in its tree dies; the group goes when the kernel lets it. */
@@ -271,6 +305,14 @@ function foldersIn(dir: string): string[] {
     return entries.filter((entry) => entry.isDirectory()).map(({ name }) => name);
   } catch {
     return [];
+  }
+}
+
+function readMaybe(file: string): string {
+  try {
+    return readFileSync(file, 'latin1');
+  } catch {
+    return '';
   }
 }
 

@@ -6,6 +6,26 @@ export function startOf(pid: number): string | undefined {
   return fieldsOf(pid)?.[19];
 }
 
+export interface Member {
+  readonly pid: number;
+  readonly ppid: number;
+  readonly startTicks: string;
+  readonly name: string;
+}
+
+/** What goes on record of a process that is about to be killed; undefined when it has gone. */
+export function memberOf(pid: number): Member | undefined {
+  try {
+    const stat = readFileSync(`/proc/${pid}/stat`);
+    const [open, shut] = [stat.indexOf('('), stat.lastIndexOf(')')];
+    const fields = stat.toString('latin1', shut + 2).split(' ');
+    const name = stat.toString('utf8', open + 1, shut).replaceAll(/\p{Cc}/gu, '?');
+    return { pid, ppid: Number(fields[1]), startTicks: fields[19] ?? '0', name };
+  } catch {
+    return undefined;
+  }
+}
+
 /** The real uid it has now. */
 export function uidOf(pid: number): number | undefined {
   try {

@@ -1,8 +1,11 @@
 // Owns the way from what happened to a run to the bodies of its ledger entries.
+import { processRowsMax } from '@custody/core/limits';
 import type { ProcRow } from '@custody/keeper/frames';
+import type { KeeperProcess } from '@custody/keeper/sweep';
 import type { HostBody, ProcessRow } from '@custody/wire/ledger';
 import type { GrantClaims, RevocationClaims } from '@custody/wire/messages';
 import type { Ask } from './delivery.ts';
+import type { Member } from './process.ts';
 
 /** How a tree ended, by its keeper's word. */
 export interface Ended {
@@ -46,6 +49,39 @@ export const nothing = {
 /** A keeper's or a sweep's row of one process. */
 export function recorded({ pid, ppid, startTicks, how, name }: ProcRow): ProcessRow {
   return { pid, ppid, startTicks, how: `${how.kind}:${how.number}`, name: name.slice(0, 64) };
+}
+
+/** What the agent killed with the group and what its sweep killed besides, each process once, the keeper not among them. */
+export function sweptRows(
+  { keeperPid }: { readonly keeperPid: number },
+  inGroup: readonly Member[],
+  swept: readonly ProcRow[],
+): ProcessRow[] {
+  const rows = new Map<string, ProcessRow>();
+  for (const row of swept) rows.set(`${row.pid}:${row.startTicks}`, recorded(row));
+  for (const { pid, ppid, startTicks, name } of inGroup) {
+    rows.set(`${pid}:${startTicks}`, { pid, ppid, startTicks, how: 'killed:9', name: name.slice(0, 64) });
+  }
+  return [...rows.values()].filter(({ pid }) => pid !== keeperPid);
+}
+
+/** The end with these processes too. Past the bound only the count goes on. */
+export function withRows(end: Closing, killed: readonly ProcessRow[]): Closing {
+  const rows = [...end.rows, ...killed].slice(0, processRowsMax);
+  return { ...end, rows, processes: end.processes + killed.length };
+}
+
+export function earliest(keeperBootMs: number | undefined, agentBootMs: number): number | undefined {
+  const first = Math.min(keeperBootMs ?? Infinity, agentBootMs);
+  return first === Infinity ? undefined : first;
+}
+
+export function keeperOf(run: {
+  readonly keeperPid: number;
+  readonly keeperStartTicks: string | undefined;
+}): KeeperProcess | undefined {
+  const { keeperPid: pid, keeperStartTicks: startTicks } = run;
+  return startTicks === undefined ? undefined : { pid, startTicks };
 }
 
 export function releasedBody(

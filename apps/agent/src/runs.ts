@@ -1,19 +1,19 @@
 // Owns the runs of this host: from asking, through release and revocation, to the ledger entry that closes each.
 import { createHash } from 'node:crypto';
 import { decideCeiling } from '@custody/core/grant';
-import { deniedByPolicy, localUser } from '@custody/core/cedar';
+import { localUser } from '@custody/core/cedar';
 import { CustodyError } from '@custody/core/errors';
 import {
   graceMsDefault,
   keeperLagMsMax,
   keeperReturnMsMax,
-  processRowsMax,
   refusalRecordsMax,
   runsPerHostMax,
 } from '@custody/core/limits';
 import { hits } from '@custody/core/revocation';
 import type { SealingKey } from '@custody/crypto/keys';
 import { decodeFields } from '@custody/crypto/payload';
+import type { Outsider } from '@custody/keeper/scan';
 import type { KeeperProcess, SweepResult } from '@custody/keeper/sweep';
 import type { LedgerEntry } from '@custody/ledger/entry';
 import { counter, histogram, traced } from '@custody/telemetry/telemetry';
@@ -24,22 +24,26 @@ import {
   type GrantRequest,
   type RevocationClaims,
 } from '@custody/wire/messages';
-import type { Held } from '@custody/wire/schema';
 import type { Ask } from './delivery.ts';
+import { denyByCopy } from './denial.ts';
 import {
+  earliest,
   endedBody,
+  keeperOf,
   nothing,
   receiptBody,
-  recorded,
   releasedBody,
+  sweptRows,
+  withRows,
   type Closing,
   type Ended,
-  type Heard,
 } from './record.ts';
+import type { Escapes, Seen } from './escapes.ts';
 import type { RunGroups } from './groups.ts';
 import type { Granted, Link } from './link.ts';
 import type { Log } from './log.ts';
 import { startOf } from './process.ts';
+import { atStart, type Run } from './run.ts';
 import type { Spool } from './spool.ts';
 
 /** What the kernel says of the process at the other end of the socket. */
@@ -64,32 +68,6 @@ export interface Release {
   wipe(): void;
 }
 
-interface Run {
-  readonly grantId: string;
-  readonly runId: string;
-  readonly uid: number;
-  readonly keeperPid: number;
-  /** Unknown where /proc does not say. */
-  readonly keeperStartTicks: string | undefined;
-  readonly command: readonly string[];
-  readonly credentials: readonly Held[];
-  readonly containment: GrantClaims['containment'];
-  readonly ceilingBootMs: number;
-  readonly graceMs: number;
-  /** Sequence number of its `released` entry; infinite until that is durable. */
-  releasedSeq: number;
-  started: boolean;
-  root: { pid: number; startTicks: string } | undefined;
-  keeper: KeeperEnd | undefined;
-  revoked: Heard | undefined;
-  watch: NodeJS.Timeout | undefined;
-  sweeping: boolean;
-  /** When the agent began to empty the tree itself. */
-  sweptBootMs: number | undefined;
-  /** When the agent killed its group for a revocation. */
-  killedBootMs: number | undefined;
-}
-
 export interface RunsOptions {
   readonly hostName: string;
   readonly sealingKey: SealingKey;
@@ -97,6 +75,7 @@ export interface RunsOptions {
   readonly spool: () => Pick<Spool, 'append'>;
   readonly sweep: (grantId: string, options: { keeper: KeeperProcess | undefined }) => Promise<SweepResult>;
   readonly groups: RunGroups;
+  readonly escapes: () => Pick<Escapes, 'watch' | 'look'>;
   /** Whether a keeper is stopped, and so keeps no ceiling. */
   readonly stopped: (pid: number) => boolean;
   /** Whether a process that may be a keeper still lives. */
@@ -137,20 +116,16 @@ export class Runs implements AsyncDisposable {
         keeperStartTicks: body.startTicks,
         graceMs: graceMsDefault,
         releasedSeq: entry.seq,
-        started: false,
-        root: undefined,
-        keeper: undefined,
-        revoked: undefined,
-        watch: undefined,
-        sweeping: false,
-        sweptBootMs: undefined,
-        killedBootMs: undefined,
+        ...atStart(),
       });
     } else if (entry.kind === 'started') {
       const body = hostKinds.started.parse(entry.body);
       const run = this.#runs.get(body.grantId);
       if (run !== undefined)
         Object.assign(run, { started: true, root: { pid: body.pid, startTicks: body.startTicks } });
+    } else if (entry.kind === 'escape') {
+      const { grantId, pid, startTicks } = hostKinds.escape.parse(entry.body);
+      this.#runs.get(grantId)?.escapes.add(`${pid}:${startTicks}`);
     } else if (entry.kind === 'ended') {
       this.#runs.delete(hostKinds.ended.parse(entry.body).grantId);
     }
@@ -160,8 +135,13 @@ export class Runs implements AsyncDisposable {
     return this.#runs.size;
   }
 
-  openRunIds(): Set<string> {
-    return new Set([...this.#runs.values()].map(({ runId }) => runId));
+  openRuns(): Seen[] {
+    return [...this.#runs.values()].map((run) => ({ ...run, keeper: keeperOf(run) }));
+  }
+
+  recordEscape({ grantId, runId }: Seen, escape: Outsider): void {
+    const { pid, ppid, startTicks, uid, name, cgroup } = escape;
+    this.#record('escape', { grantId, runId, pid, ppid, startTicks, uid, name, cgroup });
   }
 
   /** The lowest entry that the ledger on disk must keep: that of the oldest open run. */
@@ -189,6 +169,7 @@ export class Runs implements AsyncDisposable {
   /** After a restart: a keeper has this long to come back for its run; then the agent empties the tree itself. */
   awaitKeepers(): void {
     for (const run of this.#runs.values()) this.#awaitKeeper(run, keeperReturnMsMax);
+    this.#options.escapes().watch();
   }
 
   /**
@@ -242,19 +223,19 @@ export class Runs implements AsyncDisposable {
 
   /** The keeper says the tree is empty. */
   ended(grantId: string, end: Ended): void {
-    const run = this.#runs.get(grantId);
+    const run = this.#unended(grantId);
     if (run === undefined) return;
     // To a keeper that was away, what the sweep killed for a revocation looks like an exit.
     const swept = run.revoked !== undefined && end.cause === 'exit' ? run.sweptBootMs : undefined;
     const told = swept === undefined ? end : { ...end, cause: 'revoked' as const, signalledBootMs: swept };
     const killed = told.cause === 'revoked' ? (run.killedBootMs ?? Infinity) : Infinity;
     const signalledBootMs = earliest(told.signalledBootMs, killed);
-    this.#close(run, { ...told, signalledBootMs, proof: 'keeper' });
+    this.#keep(this.#finish(run, { ...told, signalledBootMs, proof: 'keeper' }));
   }
 
   /** The command could not be executed: no process ever held the values. */
   notStarted(grantId: string): void {
-    const run = this.#runs.get(grantId);
+    const run = this.#unended(grantId);
     if (run === undefined) return;
     const emptyBootMs = Math.floor(this.#options.bootMs());
     this.#close(run, { ...nothing, cause: 'not_started', emptyBootMs, proof: 'keeper' });
@@ -262,7 +243,7 @@ export class Runs implements AsyncDisposable {
 
   /** The connection closed without `ended`: the keeper died, or will come back. */
   detached(grantId: string, keeper: KeeperEnd): void {
-    const run = this.#runs.get(grantId);
+    const run = this.#unended(grantId);
     // The end of an older connection is no news of a keeper that has come back on another.
     if (run === undefined || (run.keeper !== undefined && run.keeper !== keeper)) return;
     run.keeper = undefined;
@@ -281,7 +262,13 @@ export class Runs implements AsyncDisposable {
   /** Waits for what is being closed. Trees go on: the next agent adopts them. */
   async [Symbol.asyncDispose](): Promise<void> {
     for (const run of this.#runs.values()) clearTimeout(run.watch);
-    await Promise.allSettled(this.#closing);
+    while (this.#closing.size > 0) await Promise.allSettled(this.#closing);
+  }
+
+  /** A run whose keeper has not said how it ended. */
+  #unended(grantId: string): Run | undefined {
+    const run = this.#runs.get(grantId);
+    return run?.told === undefined ? run : undefined;
   }
 
   async #admit(ask: Ask, peer: Peer): Promise<Release> {
@@ -293,7 +280,7 @@ export class Runs implements AsyncDisposable {
         `${this.#runs.size} runs are open on this host, the most it takes`,
       );
     }
-    await this.#denyByCopy(ask, peer, link);
+    await denyByCopy(hostName, ask, peer, link);
     await link.whenReady();
     const parent = this.#parentOf(ask, peer);
     const askedBootMs = bootMs();
@@ -333,6 +320,7 @@ export class Runs implements AsyncDisposable {
         throw revokedMeanwhile(undefined);
       }
       grantsReleased.add(1);
+      this.#options.escapes().watch();
       return {
         grantId: run.grantId,
         ceilingBootMs: run.ceilingBootMs,
@@ -377,37 +365,6 @@ export class Runs implements AsyncDisposable {
     return run.revoked !== undefined;
   }
 
-  /**
-   * A clear denial needs no network; a permission does: the control plane decides. The copy may be older
-   * than what an operator applied a moment ago, so with a network it is made sure of before it denies.
-   */
-  async #denyByCopy(ask: Ask, peer: Peer, link: Pick<Link, 'policy' | 'refreshPolicy'>): Promise<void> {
-    if (this.#denialOf(ask, peer, link) === undefined) return;
-    await link.refreshPolicy();
-    const denial = this.#denialOf(ask, peer, link);
-    if (denial !== undefined) throw denial;
-  }
-
-  #denialOf(ask: Ask, peer: Peer, link: Pick<Link, 'policy' | 'refreshPolicy'>): CustodyError | undefined {
-    const copy = link.policy;
-    if (copy === undefined) return undefined;
-    const host = this.#options.hostName;
-    for (const { path } of ask.wanted) {
-      const request = {
-        host,
-        labels: copy.labels,
-        uid: peer.uid,
-        path,
-        program: ask.command[0] ?? '',
-        reason: ask.reason,
-      };
-      const decision = copy.engine.decide(request);
-      if (!decision.allow)
-        return deniedByPolicy(localUser(host, peer.uid), path, copy.revision, decision.policyIds);
-    }
-    return undefined;
-  }
-
   #parentOf(ask: Ask, peer: Peer): { grantId: string; remainingMs: number } | undefined {
     if (ask.parent === undefined) return undefined;
     const parent = this.#runs.get(ask.parent);
@@ -446,14 +403,7 @@ export class Runs implements AsyncDisposable {
       ceilingBootMs: Math.floor(askedBootMs + ceilingMs),
       graceMs: claims.graceMs,
       releasedSeq: Number.POSITIVE_INFINITY,
-      started: false,
-      root: undefined,
-      keeper: undefined,
-      revoked: undefined,
-      watch: undefined,
-      sweeping: false,
-      sweptBootMs: undefined,
-      killedBootMs: undefined,
+      ...atStart(),
     };
     this.#runs.set(run.grantId, run);
     return run;
@@ -491,7 +441,7 @@ export class Runs implements AsyncDisposable {
   }
 
   #endIfRevoked(run: Run): void {
-    if (run.revoked === undefined) return;
+    if (run.revoked === undefined || run.told !== undefined) return;
     // No grace: the values must be out of every process as soon as the kernel can do it.
     if (run.keeper !== undefined) {
       // The keeper first: what dies next is then no exit to it. Both are one system call.
@@ -532,32 +482,50 @@ export class Runs implements AsyncDisposable {
     if (run.keeper === undefined) void this.#sweep(run);
   }
 
+  /** The keeper saw its tree empty. What it cannot see is looked for before the record says so. */
+  async #finish(run: Run, end: Closing): Promise<void> {
+    clearTimeout(run.watch);
+    run.told = end;
+    const outside = await this.#options.escapes().look();
+    const clean = !outside.some(({ grantId }) => grantId === run.grantId);
+    if (clean && (await this.#options.groups.emptied(run.runId))) this.#close(run, end);
+    else await this.#sweep(run);
+  }
+
   /** Empties the tree without its keeper, and closes the run on what was found. */
   async #sweep(run: Run): Promise<void> {
     if (run.sweeping) return;
     run.sweeping = true;
+    const { groups, bootMs, log } = this.#options;
     try {
-      const startedBootMs = this.#options.bootMs();
-      run.sweptBootMs = startedBootMs;
-      this.#options.groups.killAll(run.runId);
+      const startedBootMs = bootMs();
+      run.sweptBootMs ??= startedBootMs;
+      const inGroup = groups.membersOf(run.runId);
+      groups.killAll(run.runId);
       const found = await this.#options.sweep(run.grantId, { keeper: keeperOf(run) });
       if (!this.#runs.has(run.grantId)) return;
       if (found.emptyBootMs === undefined) throw new Error(found.complaints[0] ?? 'processes are left');
-      const rows = found.processes.slice(0, processRowsMax).map(recorded);
-      this.#options.log.warn(
-        { grantId: run.grantId, killed: found.processes.length },
-        'emptied a tree without its keeper',
+      if (!(await groups.emptied(run.runId))) throw new Error('processes are left in its group');
+      const killed = sweptRows(run, inGroup, found.processes);
+      log.warn({ grantId: run.grantId, killed: killed.length }, 'emptied a tree without its keeper');
+      const { told } = run;
+      const emptyBootMs = Math.max(found.emptyBootMs, told?.emptyBootMs ?? 0);
+      if (told !== undefined) return this.#close(run, withRows({ ...told, emptyBootMs }, killed));
+      const cause = bootMs() < run.ceilingBootMs ? 'lost' : 'ceiling';
+      this.#close(
+        run,
+        withRows(
+          {
+            ...nothing,
+            cause: run.revoked === undefined ? cause : 'revoked',
+            signalledBootMs: startedBootMs,
+            emptyBootMs,
+            survivors: killed.length,
+            proof: 'sweep',
+          },
+          killed,
+        ),
       );
-      this.#close(run, {
-        cause: run.revoked === undefined ? 'lost' : 'revoked',
-        rootStatus: undefined,
-        signalledBootMs: startedBootMs,
-        emptyBootMs: found.emptyBootMs,
-        survivors: found.processes.length,
-        processes: found.processes.length,
-        rows,
-        proof: 'sweep',
-      });
     } catch (error) {
       this.#options.log.error(
         { err: error, grantId: run.grantId },
@@ -580,17 +548,21 @@ export class Runs implements AsyncDisposable {
     this.#record('receipt', receiptBody(run, end, revoked));
   }
 
-  #record<Kind extends 'started' | 'ended' | 'receipt'>(kind: Kind, body: HostBody<Kind>): void {
-    const written = this.#options
-      .spool()
-      .append(kind, body)
-      .then(
+  #record<Kind extends 'started' | 'ended' | 'receipt' | 'escape'>(kind: Kind, body: HostBody<Kind>): void {
+    const written = this.#options.spool().append(kind, body);
+    this.#keep(
+      written.then(
         () => {},
         (error: unknown) =>
           this.#options.log.error({ err: error, kind }, 'an entry could not be put on record'),
-      )
-      .finally(() => this.#closing.delete(written));
-    this.#closing.add(written);
+      ),
+    );
+  }
+
+  /** Work that the end of this object waits for. */
+  #keep(work: Promise<void>): void {
+    const kept = work.finally(() => this.#closing.delete(kept));
+    this.#closing.add(kept);
   }
 
   #recordRefusal(ask: Ask, peer: Peer, error: unknown): void {
@@ -605,15 +577,6 @@ export class Runs implements AsyncDisposable {
       )
       .finally(() => (this.#refusalsWaiting -= 1));
   }
-}
-
-function earliest(keeperBootMs: number | undefined, agentBootMs: number): number | undefined {
-  const first = Math.min(keeperBootMs ?? Infinity, agentBootMs);
-  return first === Infinity ? undefined : first;
-}
-
-function keeperOf({ keeperPid, keeperStartTicks }: Run): KeeperProcess | undefined {
-  return keeperStartTicks === undefined ? undefined : { pid: keeperPid, startTicks: keeperStartTicks };
 }
 
 function revokedMeanwhile(claims: RevocationClaims | undefined): CustodyError {

@@ -5,10 +5,12 @@ import { join } from 'node:path';
 import { connectBus } from '@custody/bus/nats-bus';
 import { Secret } from '@custody/core/secret';
 import { bootTimeMs } from '@custody/keeper/native';
+import { scan } from '@custody/keeper/scan';
 import { sweep } from '@custody/keeper/sweep';
 import { inboxPrefix } from '@custody/wire/subjects';
 import type { StartConfig } from './config.ts';
 import { Door } from './door.ts';
+import { Escapes } from './escapes.ts';
 import { groupPlaces, Groups, type GroupPlaces } from './groups.ts';
 import { loadIdentity, type Identity } from './identity.ts';
 import { Link } from './link.ts';
@@ -45,10 +47,17 @@ export async function startAgent(
     spool: () => spool,
     sweep,
     groups,
+    escapes: () => escapes,
     alive: isAlive,
     stopped: isStopped,
     bootMs: bootTimeMs,
     newId: (prefix) => `${prefix}_${randomBytes(12).toString('hex')}`,
+    log,
+  });
+  const escapes: Escapes = new Escapes({
+    open: () => runs.openRuns(),
+    scan,
+    record: (run, escape) => runs.recordEscape(run, escape),
     log,
   });
   const spool = await Spool.open(
@@ -65,6 +74,7 @@ export async function startAgent(
   stack.use(spool);
   spool.pinFrom(() => runs.lowestOpenSeq());
   stack.use(runs);
+  stack.use(escapes);
   await spool.append('agent_started', { version: agentVersion, openRuns: runs.open });
 
   const link: Link = new Link({
@@ -104,7 +114,7 @@ export async function startAgent(
     }),
   );
   // Only now: where another agent serves this socket, what looks like a leftover is its run.
-  groups.dropAllBut(runs.openRunIds());
+  groups.dropAllBut(new Set(runs.openRuns().map(({ runId }) => runId)));
   log.info({ host: identity.name, hostId, socket: config.socketPath, openRuns: runs.open }, 'agent is up');
   return stack.move();
 }

@@ -4,6 +4,7 @@ import { generateSealingKeySeed, sealingKeyFromSeed } from '@custody/crypto/keys
 import { createHash } from 'node:crypto';
 import { sealTo } from '@custody/crypto/seal';
 import { sodiumReady } from '@custody/crypto/sodium';
+import type { Outsider } from '@custody/keeper/scan';
 import type { SweepResult } from '@custody/keeper/sweep';
 import { hostKinds, type HostBody, type HostKind } from '@custody/wire/ledger';
 import type { GrantClaims, GrantRequest, RevocationClaims } from '@custody/wire/messages';
@@ -102,6 +103,8 @@ export interface Scene {
   readonly log: () => string;
   /** What the next sweeps find. */
   found: () => Promise<SweepResult>;
+  /** Who holds a marker outside of its tree. */
+  outside: () => Promise<readonly Outsider[]>;
   /** Pids that count as living. */
   readonly living: Set<number>;
 }
@@ -119,6 +122,7 @@ export async function scene(more: Partial<RunsOptions> = {}): Promise<Scene> {
     swept: [],
     living: new Set([peer.pid]),
     log: text,
+    outside: async () => [],
     found: async () => ({ processes: [], emptyBootMs: clock.bootMs(), complaints: [] }),
     runs: new Runs({
       hostName: 'host-a',
@@ -130,6 +134,7 @@ export async function scene(more: Partial<RunsOptions> = {}): Promise<Scene> {
         return made.found();
       },
       groups: noGroups,
+      escapes: () => ({ watch: () => {}, look: () => made.outside() }),
       alive: (pid) => made.living.has(pid),
       stopped: () => false,
       bootMs: clock.bootMs,
@@ -147,7 +152,8 @@ const noGroups: RunGroups = {
   freeKeeper: () => {},
   kill: () => false,
   killAll: () => {},
-  treeOf: () => undefined,
+  membersOf: () => [],
+  emptied: async () => true,
   drop: () => {},
 };
 

@@ -303,6 +303,36 @@ describe('the end', () => {
     expect(s.swept).toEqual([]);
   });
 
+  it('leaves no escape behind: who holds the marker outside of the tree dies before the end is on record', async () => {
+    const s = await scene();
+    await running(s);
+    const outsider = {
+      grantId: grantId(1),
+      pid: 9,
+      ppid: 1,
+      startTicks: '99',
+      uid: 0,
+      cgroup: '/',
+      name: 'at',
+    };
+    s.outside = async () => [outsider];
+    s.found = async () => ({
+      processes: [{ pid: 9, ppid: 1, startTicks: '99', how: { kind: 'killed', number: 9 }, name: 'at' }],
+      emptyBootMs: s.clock.bootMs() + 7,
+      complaints: [],
+    });
+    s.runs.ended(grantId(1), ended(s.clock));
+    await settle();
+    expect(s.swept).toEqual([grantId(1)]);
+    const [body] = s.spool.of('ended');
+    expect(body).toMatchObject({
+      cause: 'exit',
+      proof: 'keeper',
+      emptyBootMs: Math.floor(s.clock.bootMs() + 7),
+    });
+    expect(body?.rows.at(-1)).toMatchObject({ pid: 9, how: 'killed:9', name: 'at' });
+  });
+
   it('of a command that could not be executed is not_started', async () => {
     const s = await scene();
     const { grantId: id } = await s.runs.admit(ask(), peer);

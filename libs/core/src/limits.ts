@@ -44,6 +44,9 @@ export const runTasksMax = 8_192;
 /** How often a removed group is tried again while its last processes leave the kernel, and with which pause. */
 export const groupRemovalsMax = 100;
 export const groupRemovalPauseMs = 50;
+/** How often a killed group is looked at until it is empty, and with which pause. */
+export const groupLooksMax = 400;
+export const groupLookPauseMs = 5;
 /** How often a living run's escapes are looked for, and how many of one run go on record. */
 export const escapeScanIntervalMs = 5_000;
 export const escapeRecordsMax = 64;

@@ -72,5 +72,7 @@ struct process;
 /* sweep.c: finds and ends every process that holds the grant's marker, and, where its pid is not 0, the keeper
    with every descendant of it. */
 int sweep(const char *grant, int64_t grace_ms, const struct process *keeper);
+/* scan.c: finds every process that holds the marker of a run read from stdin and is not in its tree. */
+int scan(void);
 
 #endif

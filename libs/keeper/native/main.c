@@ -36,9 +36,10 @@ static const char help_sweep[] =
     "  --keeper PID:START_TICKS  that keeper ends too, and so does every descendant of it\n";
 
 static const char help_all[] =
-    "Usage: custody-keeper run ... | sweep ... | --help | --version\n"
+    "Usage: custody-keeper run ... | sweep ... | scan | --help | --version\n"
     "\n"
-    "The native part of `custody run`. `custody-keeper run --help` and `custody-keeper sweep --help` tell more.\n";
+    "The native part of `custody run`. `custody-keeper run --help` and `custody-keeper sweep --help` tell more.\n"
+    "`scan` reads runs from stdin and prints who holds a marker of theirs outside of their trees.\n";
 
 static int print(const char *text) {
   return fputs(text, stdout) < 0 || fflush(stdout) != 0 ? EXIT_CUSTODY : 0;
@@ -171,6 +172,7 @@ int main(int count, char **words) {
   int code = EXIT_USAGE;
   if (strcmp(verb, "run") == 0) code = main_run(count - 2, words + 2);
   else if (strcmp(verb, "sweep") == 0) code = main_sweep(count - 2, words + 2);
+  else if (strcmp(verb, "scan") == 0 && count == 2) code = scan();
   else if (strcmp(verb, "--help") == 0 || strcmp(verb, "-h") == 0) code = print(help_all);
   else if (strcmp(verb, "--version") == 0) code = print("custody-keeper " CUSTODY_VERSION "\n");
   else if (*verb == '\0') say("what to do? see `custody-keeper --help`");

@@ -15,7 +15,8 @@ export type KeeperErrorCode =
   | 'not_built'
   | 'not_a_socket'
   | 'no_peer'
-  | 'sweep_failed';
+  | 'sweep_failed'
+  | 'scan_failed';
 
 /** The only error this lib throws. The message names no value of a field: a value may be a credential. */
 export class KeeperError extends Error {

@@ -57,6 +57,16 @@ export const hostKinds = {
     proof: z.enum(['keeper', 'sweep']),
     containment,
   }),
+  /** A process that holds a run's marker and stands outside of its tree, when it was first seen. */
+  escape: z.strictObject({
+    ...run,
+    pid: count,
+    ppid: count,
+    startTicks,
+    uid: count,
+    name: z.string().max(64),
+    cgroup: z.string().max(4_096),
+  }),
   /** What one revocation did to one run here. The entry's signature makes it the host's receipt. */
   receipt: z.strictObject({
     ...run,

@@ -1,0 +1,47 @@
+// Owns the denial that a host can decide alone, by its copy of the policy.
+import { deniedByPolicy, localUser } from '@custody/core/cedar';
+import type { CustodyError } from '@custody/core/errors';
+import type { Ask } from './delivery.ts';
+import type { Link } from './link.ts';
+
+type Copy = Pick<Link, 'policy' | 'refreshPolicy'>;
+
+/**
+ * A clear denial needs no network; a permission does: the control plane decides. The copy may be older
+ * than what an operator applied a moment ago, so with a network it is made sure of before it denies.
+ */
+export async function denyByCopy(
+  host: string,
+  ask: Ask,
+  peer: { readonly uid: number },
+  link: Copy,
+): Promise<void> {
+  if (denialOf(host, ask, peer, link) === undefined) return;
+  await link.refreshPolicy();
+  const denial = denialOf(host, ask, peer, link);
+  if (denial !== undefined) throw denial;
+}
+
+function denialOf(
+  host: string,
+  ask: Ask,
+  peer: { readonly uid: number },
+  link: Copy,
+): CustodyError | undefined {
+  const copy = link.policy;
+  if (copy === undefined) return undefined;
+  for (const { path } of ask.wanted) {
+    const request = {
+      host,
+      labels: copy.labels,
+      uid: peer.uid,
+      path,
+      program: ask.command[0] ?? '',
+      reason: ask.reason,
+    };
+    const decision = copy.engine.decide(request);
+    if (!decision.allow)
+      return deniedByPolicy(localUser(host, peer.uid), path, copy.revision, decision.policyIds);
+  }
+  return undefined;
+}
