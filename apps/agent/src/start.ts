@@ -39,7 +39,7 @@ export async function startAgent(
   await using stack = new AsyncDisposableStack();
   const { hostId, controlPlaneKey } = identity;
 
-  const groups = stack.use(new Groups({ hostId, places: placesHere(), log }));
+  const groups = stack.use(new Groups({ hostId, places: config.groups ? placesHere() : nowhere, log }));
   const runs: Runs = new Runs({
     hostName: identity.name,
     sealingKey: identity.sealingKey,
@@ -155,11 +155,13 @@ async function joinBus(
   return stack.move();
 }
 
+const nowhere: GroupPlaces = { unified: [], pids: undefined };
+
 function placesHere(): GroupPlaces {
   try {
     const own = readFileSync('/proc/self/cgroup', 'latin1');
     return groupPlaces(own, readFileSync('/proc/self/mountinfo', 'latin1'), process.getuid?.());
   } catch {
-    return { unified: [], pids: undefined }; // not Linux
+    return nowhere; // not Linux
   }
 }

@@ -62,6 +62,7 @@ describe('agent enroll', () => {
     ['no verb', [], {}],
     ['another verb', [canary], {}],
     ['a log level that is none', ['start'], { CUSTODY_LOG: canary }],
+    ['a containment that cannot be chosen', ['start'], { CUSTODY_CONTAINMENT: canary }],
     ['an unknown variable', ['start'], { CUSTODY_TOKNE: canary }],
   ])('is refused in one line that holds no value: %s', (_, argv, environment) => {
     const error = refusal(argv, environment);

@@ -279,11 +279,11 @@ function accepts(socketPath: string): Promise<boolean> {
 }
 
 /** What a program needs of the caller's environment, and nothing of the caller's secrets. */
+const inheritedNames = ['PATH', 'HOME', 'LANG', 'TZ', 'TMPDIR', 'CUSTODY_LOG', 'CUSTODY_CONTAINMENT'];
+
 function inherited(environment: Readonly<Record<string, string | undefined>>): Record<string, string> {
   const kept = Object.entries(environment).filter(
-    ([key, value]) =>
-      value !== undefined &&
-      (key.startsWith('OTEL_') || ['PATH', 'HOME', 'LANG', 'TZ', 'TMPDIR', 'CUSTODY_LOG'].includes(key)),
+    ([key, value]) => value !== undefined && (key.startsWith('OTEL_') || inheritedNames.includes(key)),
   );
   return Object.fromEntries(kept) as Record<string, string>;
 }

@@ -9,6 +9,7 @@ export const shellVariables: readonly string[] = [
   'CUSTODY_DATA',
   'CUSTODY_LOG',
   'CUSTODY_JOIN_TOKEN',
+  'CUSTODY_CONTAINMENT',
 ];
 
 /** What the control plane is configured by. */

@@ -1,0 +1,216 @@
+// Owns the story of every trick under one mechanism: it runs, it is revoked, and nothing of it is left.
+import { spawn } from 'node:child_process';
+import * as fs from 'node:fs';
+import * as os from 'node:os';
+import * as path from 'node:path';
+import { keeperPath } from '@custody/keeper/native';
+import { call } from '@custody/wire/client';
+import type { GrantView } from '@custody/wire/http';
+import {
+  alive,
+  exited,
+  openPolicy,
+  processes,
+  processesWithMarker,
+  until,
+  withConstellation,
+  type TestConstellation,
+} from '@custody/testkit/constellation';
+import { beforeAll, describe, expect, test } from 'vitest';
+import { build, commandOf, fixtures, type Fixture, type Mechanism } from './fixtures.ts';
+
+const root = process.getuid?.() === 0;
+const nobody = 65_534;
+/** What a run under test may say on its standard error when it cannot try its trick here. */
+const impossible = 77;
+const readyMsMax = 10_000;
+
+export interface Case {
+  readonly pid: number;
+  readonly dir: string;
+  readonly grantId: string;
+  readonly exit: Promise<number>;
+  readonly escapees: () => number[];
+  /** Undefined where the trick could be tried; else why not. */
+  readonly skipped: string | undefined;
+}
+
+export interface Stage {
+  readonly kit: TestConstellation;
+  start(fixture: Fixture, flags?: readonly string[]): Promise<Case>;
+  /** Everything that descends from the run and is alive, by an account that is not custody's. */
+  left(run: Case): number[];
+  revoke(run: Case): Promise<Receipt>;
+  ended(run: Case, msMax?: number): Promise<NonNullable<GrantView['ended']>>;
+}
+
+type Receipt = Awaited<ReturnType<typeof revocation>>['receipts'][number];
+
+async function revocation(client: { url: string; token: string }, grantId: string) {
+  const target = { kind: 'grant', id: grantId } as const;
+  let view = await call(client, 'revocation.create', { body: { target, reason: 'the test is over' } });
+  for (let asked = 0; !view.proven && asked < 20; asked += 1) {
+    view = await call(client, 'revocation.get', {
+      params: { epoch: String(view.epoch) },
+      query: { waitMs: '1000' },
+    });
+  }
+  return view;
+}
+
+/** One constellation, whose agent holds runs by that mechanism and no stronger one. */
+export function stage(mechanism: Mechanism): Stage {
+  const kit = withConstellation({
+    hosts: 1,
+    environment: async () => ({ ...(mechanism === 'subreaper' ? { CUSTODY_CONTAINMENT: 'subreaper' } : {}) }),
+  });
+  const built = fs.mkdtempSync(path.join(os.tmpdir(), 'custody-escapes-'));
+  const client = () => ({ url: kit.constellation.api, token: kit.constellation.token });
+  beforeAll(async () => {
+    fs.chmodSync(built, 0o755);
+    build(built);
+    if (root) fs.chmodSync(path.join(built, 'setuid-program.c'), 0o4755);
+    // Runs are somebody's who is not root, and reach the agent all the same.
+    const [host] = kit.constellation.hosts;
+    if (host !== undefined) fs.chmodSync(path.dirname(host.socket), 0o711);
+    const policy = path.join(kit.scratch, 'policy.cedar');
+    fs.writeFileSync(policy, openPolicy);
+    exited(0, await kit.custody(['policy', 'apply', policy]));
+    exited(0, await kit.custody(['secret', 'put', 'prod/stripe', '--field', 'api_key=v1']));
+    return () => fs.rmSync(built, { recursive: true, force: true });
+  });
+
+  const start = async (fixture: Fixture, flags: readonly string[] = []): Promise<Case> => {
+    const dir = fs.mkdtempSync(path.join(kit.scratch, 'case-'));
+    fs.chmodSync(dir, 0o755);
+    const args = [
+      'run',
+      '--env',
+      'KEY=custody://prod/stripe/api_key',
+      ...flags,
+      '--',
+      ...commandOf(fixture, built),
+    ];
+    const child = spawn(keeperPath(), args, {
+      cwd: dir,
+      stdio: ['ignore', 'pipe', 'pipe'],
+      detached: true,
+      ...(root && fixture.user !== 'root' ? { uid: nobody, gid: nobody } : {}),
+      env: {
+        PATH: process.env['PATH'],
+        CUSTODY_SOCKET: kit.constellation.hosts[0]?.socket,
+        AGENT_PID: String(kit.constellation.part('host-a').pid),
+      },
+    });
+    let [out, err] = ['', ''];
+    child.stdout.on('data', (chunk: Buffer) => (out += chunk.toString('latin1')));
+    child.stderr.on('data', (chunk: Buffer) => (err += chunk.toString('latin1')));
+    const exit = new Promise<number>((resolve) => child.once('exit', (code) => resolve(code ?? -1)));
+    let code: number | undefined;
+    void exit.then((ended) => (code = ended));
+    await until(
+      () => /^ready$/m.test(out) || code !== undefined,
+      `${fixture.file} ready: ${err}`,
+      readyMsMax,
+    );
+    const skipped = /^impossible: (.*)$/m.exec(err)?.[1];
+    if (code === 125) throw new Error(`${fixture.file}: ${err}`);
+    const { grants } = await call(client(), 'grant.list', {});
+    const grant = grants.find(({ pid }) => pid === child.pid);
+    if (grant === undefined) throw new Error(`no grant for ${fixture.file}`);
+    expect(grant.containment).toBe(mechanism);
+    const escapees = () => [...out.matchAll(/^escapee=(\d+)$/gm)].map(([, pid]) => Number(pid));
+    return { pid: child.pid ?? 0, dir, grantId: grant.grantId, exit, escapees, skipped };
+  };
+
+  return {
+    kit,
+    start,
+    left: (run) =>
+      [
+        ...new Set([
+          ...processes().filter((pid) => workingIn(pid, run.dir)),
+          ...run.escapees(),
+          ...processesWithMarker(run.grantId),
+        ]),
+      ].filter((pid) => pid !== run.pid && alive(pid) && !/^\/usr/.test(linkOf(pid, 'cwd'))),
+    revoke: async (run) => {
+      const { receipts, proven } = await revocation(client(), run.grantId);
+      const [receipt] = receipts;
+      if (!proven || receipt === undefined) throw new Error(`no receipt for ${run.grantId}`);
+      return receipt;
+    },
+    ended: (run, msMax) =>
+      until(
+        async () => (await call(client(), 'grant.get', { params: { grantId: run.grantId } })).ended,
+        `the end of ${run.grantId} on record`,
+        msMax,
+      ),
+  };
+}
+
+/** A working directory is inherited by every fork, and only its owner changes it. */
+function workingIn(pid: number, dir: string): boolean {
+  return linkOf(pid, 'cwd') === dir;
+}
+
+function linkOf(pid: number, name: string): string {
+  try {
+    return fs.readlinkSync(`/proc/${pid}/${name}`);
+  } catch {
+    return '';
+  }
+}
+
+export function revokesEveryTrick(mechanism: Mechanism, on: Stage): void {
+  describe(`a revocation, held by ${mechanism}`, () => {
+    test.for(fixtures)('leaves nothing of $file', async (fixture, { skip }) => {
+      if (fixture.user === 'root' && !root) skip('it needs root');
+      const run = await on.start(fixture);
+      if (run.skipped !== undefined) {
+        expect(await run.exit).toBe(impossible);
+        skip(run.skipped);
+      }
+      const before = on.left(run);
+      if (fixture.without === undefined && fixture.root === undefined) expect(before).not.toEqual([]);
+      const receipt = await on.revoke(run);
+      const reason = fixture.survives?.[mechanism];
+      if (reason !== undefined) {
+        expect(on.left(run), reason).not.toEqual([]);
+        for (const pid of on.left(run)) process.kill(pid, 'SIGKILL');
+        return;
+      }
+      expect(on.left(run)).toEqual([]);
+      if (fixture.root === undefined && fixture.without === undefined)
+        expect(receipt).toMatchObject({ state: 'killed', containment: mechanism });
+      const ended = await on.ended(run);
+      // Where the keeper is gone, who died with it before anybody looked was never seen.
+      expect(ended.processes).toBeGreaterThanOrEqual(fixture.without === undefined ? 1 : 0);
+      const code = await run.exit;
+      if (fixture.without === undefined && fixture.root === undefined) expect(code).toBe(123);
+    });
+  });
+}
+
+/** Each trick to the end of its time: nobody revokes, and the keeper may be stopped or dead. */
+export function outlastsNoCeiling(mechanism: Mechanism, on: Stage, files: readonly string[]): void {
+  test(`at ceiling and grace nothing is left, held by ${mechanism}`, async () => {
+    const chosen = fixtures.filter(({ file }) => files.includes(file));
+    expect(chosen.length).toBe(files.length);
+    await Promise.all(
+      chosen.map(async (fixture) => {
+        const startedMs = performance.now();
+        const run = await on.start(fixture, ['--ttl', '1500ms']);
+        const ended = await on.ended(run);
+        const lastedMs = performance.now() - startedMs;
+        expect([fixture.file, on.left(run)]).toEqual([fixture.file, []]);
+        expect([fixture.file, ended.cause]).toEqual([
+          fixture.file,
+          fixture.without === undefined ? 'ceiling' : ended.cause,
+        ]);
+        // Ceiling, grace, what a keeper may lag behind, and what a loaded machine adds.
+        expect(lastedMs).toBeLessThan(1_500 + 2_000 + 500 + 3_000);
+      }),
+    );
+  });
+}
