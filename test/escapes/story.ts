@@ -1,5 +1,5 @@
 // Owns the story of every trick under one mechanism: it runs, it is revoked, and nothing of it is left.
-import { spawn } from 'node:child_process';
+import { spawn, type ChildProcess } from 'node:child_process';
 import * as fs from 'node:fs';
 import * as os from 'node:os';
 import * as path from 'node:path';
@@ -31,17 +31,35 @@ export interface Case {
   readonly grantId: string;
   readonly exit: Promise<number>;
   readonly escapees: () => number[];
+  readonly output: () => string;
   /** Undefined where the trick could be tried; else why not. */
   readonly skipped: string | undefined;
 }
 
 export interface Stage {
   readonly kit: TestConstellation;
+  client(): { url: string; token: string };
   start(fixture: Fixture, flags?: readonly string[]): Promise<Case>;
+  /** Any command: it says `ready`, and `escapee=PID` of whom it wants to survive. */
+  run(command: readonly string[], more?: CaseOptions): Promise<Case>;
   /** Everything that descends from the run and is alive, by an account that is not custody's. */
   left(run: Case): number[];
   revoke(run: Case): Promise<Receipt>;
   ended(run: Case, msMax?: number): Promise<NonNullable<GrantView['ended']>>;
+  /** The bodies of one kind of entry on record for this run. */
+  recorded(run: Case, kind: string): Promise<Readonly<Record<string, unknown>>[]>;
+}
+
+export interface CaseOptions {
+  readonly flags?: readonly string[];
+  readonly root?: boolean;
+  readonly env?: Readonly<Record<string, string>>;
+  /** Its keeper may die before it is ready. */
+  readonly keeperDies?: boolean;
+}
+
+interface Line {
+  readonly entry: { readonly kind: string; readonly body: Readonly<Record<string, unknown>> };
 }
 
 type Receipt = Awaited<ReturnType<typeof revocation>>['receipts'][number];
@@ -65,6 +83,7 @@ export function stage(mechanism: Mechanism): Stage {
     environment: async () => ({ ...(mechanism === 'subreaper' ? { CUSTODY_CONTAINMENT: 'subreaper' } : {}) }),
   });
   const built = fs.mkdtempSync(path.join(os.tmpdir(), 'custody-escapes-'));
+  const children: ChildProcess[] = [];
   const client = () => ({ url: kit.constellation.api, token: kit.constellation.token });
   beforeAll(async () => {
     fs.chmodSync(built, 0o755);
@@ -77,31 +96,36 @@ export function stage(mechanism: Mechanism): Stage {
     fs.writeFileSync(policy, openPolicy);
     exited(0, await kit.custody(['policy', 'apply', policy]));
     exited(0, await kit.custody(['secret', 'put', 'prod/stripe', '--field', 'api_key=v1']));
-    return () => fs.rmSync(built, { recursive: true, force: true });
+    return () => {
+      for (const child of children) child.kill('SIGKILL');
+      fs.rmSync(built, { recursive: true, force: true });
+    };
   });
 
-  const start = async (fixture: Fixture, flags: readonly string[] = []): Promise<Case> => {
+  const run = async (command: readonly string[], more: CaseOptions = {}): Promise<Case> => {
     const dir = fs.mkdtempSync(path.join(kit.scratch, 'case-'));
     fs.chmodSync(dir, 0o755);
     const args = [
       'run',
       '--env',
       'KEY=custody://prod/stripe/api_key',
-      ...flags,
+      ...(more.flags ?? []),
       '--',
-      ...commandOf(fixture, built),
+      ...command,
     ];
     const child = spawn(keeperPath(), args, {
       cwd: dir,
       stdio: ['ignore', 'pipe', 'pipe'],
       detached: true,
-      ...(root && fixture.user !== 'root' ? { uid: nobody, gid: nobody } : {}),
+      ...(root && more.root !== true ? { uid: nobody, gid: nobody } : {}),
       env: {
         PATH: process.env['PATH'],
         CUSTODY_SOCKET: kit.constellation.hosts[0]?.socket,
         AGENT_PID: String(kit.constellation.part('host-a').pid),
+        ...more.env,
       },
     });
+    children.push(child);
     let [out, err] = ['', ''];
     child.stdout.on('data', (chunk: Buffer) => (out += chunk.toString('latin1')));
     child.stderr.on('data', (chunk: Buffer) => (err += chunk.toString('latin1')));
@@ -109,23 +133,30 @@ export function stage(mechanism: Mechanism): Stage {
     let code: number | undefined;
     void exit.then((ended) => (code = ended));
     await until(
-      () => /^ready$/m.test(out) || code !== undefined,
-      `${fixture.file} ready: ${err}`,
+      () => /^ready$/m.test(out) || (code !== undefined && more.keeperDies !== true),
+      `${command.join(' ')} ready: ${err}`,
       readyMsMax,
     );
     const skipped = /^impossible: (.*)$/m.exec(err)?.[1];
-    if (code === 125) throw new Error(`${fixture.file}: ${err}`);
+    if (code === 125) throw new Error(`${command.join(' ')}: ${err}`);
     const { grants } = await call(client(), 'grant.list', {});
     const grant = grants.find(({ pid }) => pid === child.pid);
-    if (grant === undefined) throw new Error(`no grant for ${fixture.file}`);
+    if (grant === undefined) throw new Error(`no grant for ${command.join(' ')}`);
     expect(grant.containment).toBe(mechanism);
     const escapees = () => [...out.matchAll(/^escapee=(\d+)$/gm)].map(([, pid]) => Number(pid));
-    return { pid: child.pid ?? 0, dir, grantId: grant.grantId, exit, escapees, skipped };
+    return { pid: child.pid ?? 0, dir, output: () => out, grantId: grant.grantId, exit, escapees, skipped };
   };
 
   return {
     kit,
-    start,
+    client,
+    run,
+    start: (fixture, flags = []) =>
+      run(commandOf(fixture, built), {
+        flags,
+        root: fixture.user === 'root',
+        keeperDies: fixture.without === 'keeper',
+      }),
     left: (run) =>
       [
         ...new Set([
@@ -133,12 +164,22 @@ export function stage(mechanism: Mechanism): Stage {
           ...run.escapees(),
           ...processesWithMarker(run.grantId),
         ]),
-      ].filter((pid) => pid !== run.pid && alive(pid) && !/^\/usr/.test(linkOf(pid, 'cwd'))),
+      ].filter((pid) => pid !== run.pid && alive(pid)),
     revoke: async (run) => {
       const { receipts, proven } = await revocation(client(), run.grantId);
       const [receipt] = receipts;
       if (!proven || receipt === undefined) throw new Error(`no receipt for ${run.grantId}`);
       return receipt;
+    },
+    recorded: async (of, kind) => {
+      const { stdout } = exited(0, await kit.custody(['ledger', 'tail', '--json']));
+      const lines = stdout
+        .trim()
+        .split('\n')
+        .map((line) => JSON.parse(line) as Line);
+      return lines.flatMap(({ entry }) =>
+        entry.kind === kind && entry.body['grantId'] === of.grantId ? [entry.body] : [],
+      );
     },
     ended: (run, msMax) =>
       until(
@@ -151,14 +192,10 @@ export function stage(mechanism: Mechanism): Stage {
 
 /** A working directory is inherited by every fork, and only its owner changes it. */
 function workingIn(pid: number, dir: string): boolean {
-  return linkOf(pid, 'cwd') === dir;
-}
-
-function linkOf(pid: number, name: string): string {
   try {
-    return fs.readlinkSync(`/proc/${pid}/${name}`);
+    return fs.readlinkSync(`/proc/${pid}/cwd`) === dir;
   } catch {
-    return '';
+    return false;
   }
 }
 
