@@ -9,8 +9,8 @@ import { createLog } from './log.ts';
 try {
   const config = readConfig(process.argv.slice(2), process.env);
   if (config.verb === 'enroll') {
-    const containment = process.platform === 'linux' ? 'subreaper' : 'kqueue';
-    const { agentVersion } = await import('./start.ts');
+    const { agentVersion, strongestContainment } = await import('./start.ts');
+    const containment = await strongestContainment(createLog('silent'));
     const { name, hostId } = await enroll({ ...config, containment, version: agentVersion });
     process.stdout.write(
       `enrolled as ${name} (${hostId}); start it with custody agent start --data ${config.dataDir}\n`,

@@ -212,13 +212,12 @@ export class Runs implements AsyncDisposable {
   started(grantId: string, pid: number, startTicks: string): void {
     const run = this.#runs.get(grantId);
     if (run === undefined) return;
+    run.root = { pid, startTicks };
+    if (!run.started) this.#record('started', { grantId, runId: run.runId, pid, startTicks });
+    run.started = true;
     this.#options.groups.freeKeeper(run.runId);
     if (run.revoked !== undefined && this.#options.groups.kill(run.runId))
       run.killedBootMs ??= this.#options.bootMs();
-    run.root = { pid, startTicks };
-    if (run.started) return;
-    run.started = true;
-    this.#record('started', { grantId, runId: run.runId, pid, startTicks });
   }
 
   /** The keeper says the tree is empty. */
@@ -500,6 +499,8 @@ export class Runs implements AsyncDisposable {
     try {
       const startedBootMs = bootMs();
       run.sweptBootMs ??= startedBootMs;
+      // A keeper that is still there did not keep the ceiling; one that has gone says nothing of why.
+      const cause = run.keeper !== undefined && startedBootMs >= run.ceilingBootMs ? 'ceiling' : 'lost';
       const inGroup = groups.membersOf(run.runId);
       groups.killAll(run.runId);
       const found = await this.#options.sweep(run.grantId, { keeper: keeperOf(run) });
@@ -511,7 +512,6 @@ export class Runs implements AsyncDisposable {
       const { told } = run;
       const emptyBootMs = Math.max(found.emptyBootMs, told?.emptyBootMs ?? 0);
       if (told !== undefined) return this.#close(run, withRows({ ...told, emptyBootMs }, killed));
-      const cause = bootMs() < run.ceilingBootMs ? 'lost' : 'ceiling';
       this.#close(
         run,
         withRows(

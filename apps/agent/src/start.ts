@@ -3,6 +3,7 @@ import { randomBytes } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { connectBus } from '@custody/bus/nats-bus';
+import type { Containment } from '@custody/core/policy';
 import { Secret } from '@custody/core/secret';
 import { bootTimeMs } from '@custody/keeper/native';
 import { scan } from '@custody/keeper/scan';
@@ -153,6 +154,14 @@ async function joinBus(
       );
   }
   return stack.move();
+}
+
+/** What a host says of itself when it enrols: the strongest that it could hold a run with. */
+export async function strongestContainment(log: Log): Promise<Containment> {
+  if (process.platform !== 'linux') return 'kqueue';
+  const hostId = `probe-${process.pid}`;
+  await using groups = new Groups({ hostId, places: placesHere(), log });
+  return groups.refusal === undefined ? 'cgroup' : 'subreaper';
 }
 
 const nowhere: GroupPlaces = { unified: [], pids: undefined };
