@@ -80,7 +80,7 @@ async function revocation(client: { url: string; token: string }, grantId: strin
 export function stage(mechanism: Mechanism): Stage {
   const kit = withConstellation({
     hosts: 1,
-    environment: async () => ({ ...(mechanism === 'subreaper' ? { CUSTODY_CONTAINMENT: 'subreaper' } : {}) }),
+    environment: async () => ({ CUSTODY_CONTAINMENT: mechanism }),
   });
   const built = fs.mkdtempSync(path.join(os.tmpdir(), 'custody-escapes-'));
   const children: ChildProcess[] = [];

@@ -11,7 +11,7 @@ export interface StartConfig {
   readonly dataDir: string;
   readonly socketPath: string;
   readonly logLevel: string;
-  /** False: runs are held without groups, where something else manages those. */
+  /** Whether runs are held in groups where those can be made: `CUSTODY_CONTAINMENT=cgroup`. */
   readonly groups: boolean;
 }
 
@@ -47,15 +47,15 @@ export function readConfig(argv: readonly string[], environment: Environment): S
   if (positionals[0] !== 'start') throw usage('say agent enroll or agent start');
   const logLevel = environment['CUSTODY_LOG'] ?? 'info';
   if (!logLevels.includes(logLevel)) throw usage(`CUSTODY_LOG is none of ${logLevels.join(', ')}`);
-  const containment = environment['CUSTODY_CONTAINMENT'];
-  if (containment !== undefined && containment !== 'subreaper')
-    throw usage('CUSTODY_CONTAINMENT is not subreaper; without it the strongest there is holds the runs');
+  const containment = environment['CUSTODY_CONTAINMENT'] ?? 'subreaper';
+  if (containment !== 'subreaper' && containment !== 'cgroup')
+    throw usage('CUSTODY_CONTAINMENT is neither subreaper nor cgroup');
   return {
     verb: 'start',
     dataDir,
     socketPath: values.socket ?? defaultSocket(dataDir, environment),
     logLevel,
-    groups: containment === undefined,
+    groups: containment === 'cgroup',
   };
 }
 

@@ -1,5 +1,6 @@
 // Owns the watch for escapes: who holds a run's marker outside of its tree, on record once each, while the run is open.
-import { escapeRecordsMax, escapeScanIntervalMs } from '@custody/core/limits';
+import { setTimeout as wait } from 'node:timers/promises';
+import { escapeLookShareMs, escapeRecordsMax, escapeScanIntervalMs } from '@custody/core/limits';
 import type { OpenRun, Outsider } from '@custody/keeper/scan';
 import type { Log } from './log.ts';
 
@@ -21,6 +22,8 @@ export class Escapes implements AsyncDisposable {
   #timer: NodeJS.Timeout | undefined;
   #running: Promise<readonly Outsider[]> | undefined;
   #next: Promise<readonly Outsider[]> | undefined;
+  #shared: Promise<readonly Outsider[]> | undefined;
+  readonly #closing = new AbortController();
   #closed = false;
 
   constructor(options: EscapesOptions) {
@@ -45,8 +48,21 @@ export class Escapes implements AsyncDisposable {
     return this.#next;
   }
 
+  /** The same, for whoever has time: one scan serves all who ask within `escapeLookShareMs`. */
+  lookShared(): Promise<readonly Outsider[]> {
+    this.#shared ??= wait(escapeLookShareMs, undefined, { signal: this.#closing.signal })
+      .catch(() => {})
+      .then(() => {
+        this.#shared = undefined;
+        return this.look();
+      });
+    return this.#shared;
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
     this.#closed = true;
+    this.#closing.abort();
+    await this.#shared;
     clearTimeout(this.#timer);
     await (this.#next ?? this.#running);
   }

@@ -75,7 +75,7 @@ export interface RunsOptions {
   readonly spool: () => Pick<Spool, 'append'>;
   readonly sweep: (grantId: string, options: { keeper: KeeperProcess | undefined }) => Promise<SweepResult>;
   readonly groups: RunGroups;
-  readonly escapes: () => Pick<Escapes, 'watch' | 'look'>;
+  readonly escapes: () => Pick<Escapes, 'watch' | 'look' | 'lookShared'>;
   /** Whether a keeper is stopped, and so keeps no ceiling. */
   readonly stopped: (pid: number) => boolean;
   /** Whether a process that may be a keeper still lives. */
@@ -485,7 +485,9 @@ export class Runs implements AsyncDisposable {
   async #finish(run: Run, end: Closing): Promise<void> {
     clearTimeout(run.watch);
     run.told = end;
-    const outside = await this.#options.escapes().look();
+    // A scan costs more than a short run: exits share one. What was asked for by somebody does not wait.
+    const escapes = this.#options.escapes();
+    const outside = await (end.cause === 'exit' ? escapes.lookShared() : escapes.look());
     const clean = !outside.some(({ grantId }) => grantId === run.grantId);
     if (clean && (await this.#options.groups.emptied(run.runId))) this.#close(run, end);
     else await this.#sweep(run);

@@ -134,7 +134,7 @@ export async function scene(more: Partial<RunsOptions> = {}): Promise<Scene> {
         return made.found();
       },
       groups: noGroups,
-      escapes: () => ({ watch: () => {}, look: () => made.outside() }),
+      escapes: () => ({ watch: () => {}, look: () => made.outside(), lookShared: () => made.outside() }),
       alive: (pid) => made.living.has(pid),
       stopped: () => false,
       bootMs: clock.bootMs,

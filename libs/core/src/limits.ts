@@ -47,6 +47,8 @@ export const groupRemovalPauseMs = 50;
 /** How often a killed group is looked at until it is empty, and with which pause. */
 export const groupLooksMax = 400;
 export const groupLookPauseMs = 5;
+/** How long the end of a run that exited by itself may wait to share its look for escapes with others. */
+export const escapeLookShareMs = 100;
 /** How often a living run's escapes are looked for, and how many of one run go on record. */
 export const escapeScanIntervalMs = 5_000;
 export const escapeRecordsMax = 64;
