@@ -1,5 +1,5 @@
 // Owns the bench of `custody run -- true` beside what people use today: whole processes, start to exit, interleaved.
-import { spawn, spawnSync } from 'node:child_process';
+import { execFileSync, spawn, spawnSync } from 'node:child_process';
 import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync, chmodSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { delimiter, join } from 'node:path';
@@ -9,6 +9,7 @@ import { round, spreadOf, type Results, type Spread } from './results.ts';
 
 const root = join(import.meta.dirname, '..', '..');
 const peers = join(root, '.cache', 'bench-peers');
+const clock = join(peers, 'clock');
 const roundsWarm = 5;
 const rounds = 60;
 /** dotenvx is slow enough for fewer. */
@@ -22,6 +23,7 @@ interface Contender {
 }
 
 export async function run(): Promise<Results> {
+  buildClock();
   const dir = mkdtempSync(join(tmpdir(), 'custody-bench-'));
   chmodSync(dir, 0o711);
   try {
@@ -87,16 +89,17 @@ function contendersIn(dir: string): Contender[] {
   ];
 }
 
+/** Milliseconds from vfork to the end, by a clock that weighs nothing: a large caller pays for its own size at each fork. */
 function once({ name, command, args }: Contender, cwd: string, env: NodeJS.ProcessEnv): number {
-  const from = performance.now();
-  const { status, error, stderr } = spawnSync(command, [...args], {
-    cwd,
-    env,
-    stdio: ['ignore', 'ignore', 'pipe'],
-  });
-  const ms = performance.now() - from;
-  if (status === 0) return ms;
-  throw new Error(`${name} ended with ${status}: ${error?.message ?? stderr.toString()}`);
+  const stdio = ['ignore', 'ignore', 'pipe', 'pipe'] as const;
+  const { status, error, output } = spawnSync(clock, [command, ...args], { cwd, env, stdio: [...stdio] });
+  const [, , stderr, ns] = output ?? [];
+  if (status === 0) return Number(ns?.toString()) / 1e6;
+  throw new Error(`${name} ended with ${status}: ${error?.message ?? stderr?.toString()}`);
+}
+
+function buildClock(): void {
+  execFileSync(process.env['CC'] ?? 'cc', ['-O2', '-o', clock, join(import.meta.dirname, 'clock.c')]);
 }
 
 /** Proportional set size: a page shared by n processes counts 1/n in each. Linux only. */
