@@ -2,7 +2,18 @@
 import { CustodyError } from '@custody/core/errors';
 import { listRowsMax } from '@custody/core/limits';
 import { sqlTransaction, transaction, type Database } from './database.ts';
-import { appendOwn, onClient, onPrisma, type NextEntry, type Statement } from './ledger.ts';
+import {
+  appendOwn,
+  headOf,
+  moveHead,
+  onClient,
+  onPrisma,
+  ownEntry,
+  ownEntryValues,
+  type HeadRecord,
+  type NextEntry,
+  type Statement,
+} from './ledger.ts';
 
 /** Grants share it, revocations hold it alone: so each grant stands before or after each revocation. */
 const revocationOrderLock = 7_221_001;
@@ -54,13 +65,11 @@ export function issueGrant(
     db,
     async (client) => {
       const statement = onClient(client);
-      // A statement of its own: under READ COMMITTED it sees every revocation that committed before the lock.
-      const [newest] = await statement<{ epoch: string }>(
-        'SELECT coalesce(max(epoch), 0) AS epoch FROM revocations',
-        [],
-      );
+      // After the lock: it sees every revocation that committed before, and none can commit until we have.
+      const [row] = await statement<HeadRecord & { epoch: string }>(readHeadAndEpoch, [author]);
+      if (row === undefined) throw new Error(`issue grant: ${author} has no chain yet`);
       if (parentGrant !== undefined) await requireStanding(statement, parentGrant);
-      const { grant, entry } = await make(Number(newest?.epoch ?? 0));
+      const { grant, entry } = await make(Number(row.epoch));
       await statement(insertGrant, [
         grant.id,
         grant.runId,
@@ -82,19 +91,24 @@ export function issueGrant(
         grant.parentGrant ?? null,
         grant.epoch,
         grant.jws,
+        ...ownEntryValues(entry(headOf(row))),
       ]);
-      await appendOwn(statement, author, entry);
       return grant;
     },
     { operation: 'issue grant', opening: revocationLock('shared') },
   );
 }
 
+const readHeadAndEpoch = `
+  SELECT head.chain_epoch, head.seq, head.hash, (SELECT coalesce(max(epoch), 0) FROM revocations) AS epoch
+    FROM ledger_heads AS head WHERE head.author = $1 FOR UPDATE OF head`;
+
 const insertGrant = `
-  INSERT INTO grants
+  WITH granted AS (INSERT INTO grants
     (id, run_id, host_id, uid, pid, subject, command, cwd, reason, credentials, paths, policy_revision, policy_ids,
      ceiling_ms, granted_at, containment, freshness, parent_grant, epoch, jws)
-  VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10::jsonb, $11, $12, $13, $14, $15, $16, $17::jsonb, $18, $19, $20)`;
+  VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10::jsonb, $11, $12, $13, $14, $15, $16, $17::jsonb, $18, $19, $20)),
+  ${ownEntry(21)} ${moveHead}`;
 
 async function requireStanding(statement: Statement, grantId: string): Promise<void> {
   const revoked = await statement("SELECT 1 FROM revocations WHERE target_kind = 'grant' AND target = $1", [

@@ -61,35 +61,48 @@ export async function appendOwn(statement: Statement, author: string, next: Next
     await statement(insertHead, [author]);
     [row] = await statement<HeadRecord>(read, [author]);
   }
-  const entry = next(row === undefined || row.seq === 0 ? undefined : toHead(row));
-  await statement(
-    `WITH entry AS (
-       INSERT INTO ledger_entries
-         (author, chain_epoch, seq, kind, grant_id, at, boot_ms, hash, bytes, signature, body, ingested_at)
-       VALUES ($1, $2::int, $3::int, $4, $5, $6::timestamptz, $7::bigint, $8::bytea, $9::bytea, $10::bytea, $11::jsonb,
-         $6::timestamptz)
-       RETURNING author, chain_epoch, seq, hash)
-     UPDATE ledger_heads AS head SET chain_epoch = entry.chain_epoch, seq = entry.seq, hash = entry.hash
-       FROM entry WHERE head.author = entry.author`,
-    [
-      entry.author,
-      entry.chainEpoch,
-      entry.seq,
-      entry.kind,
-      entry.grantId ?? null,
-      entry.at,
-      entry.bootMs,
-      Buffer.from(entry.hash, 'hex'),
-      Buffer.from(entry.bytes),
-      Buffer.from(entry.signature),
-      queryable(entry.body),
-    ],
-  );
+  await statement(`WITH ${ownEntry(1)} ${moveHead}`, ownEntryValues(next(headOf(row))));
+}
+
+/** The head a row says, undefined for a chain without entries. */
+export function headOf(row: HeadRecord | undefined): ChainHead | undefined {
+  return row === undefined || row.seq === 0 ? undefined : toHead(row);
+}
+
+/** A WITH member `entry` that inserts an own entry, with its values from `$first` on; `moveHead` must follow. */
+export function ownEntry(first: number): string {
+  const $ = (nth: number): string => `$${first + nth}`;
+  return `entry AS (
+    INSERT INTO ledger_entries
+      (author, chain_epoch, seq, kind, grant_id, at, boot_ms, hash, bytes, signature, body, ingested_at)
+    VALUES (${$(0)}, ${$(1)}::int, ${$(2)}::int, ${$(3)}, ${$(4)}, ${$(5)}::timestamptz, ${$(6)}::bigint,
+            ${$(7)}::bytea, ${$(8)}::bytea, ${$(9)}::bytea, ${$(10)}::jsonb, ${$(5)}::timestamptz)
+    RETURNING author, chain_epoch, seq, hash)`;
+}
+
+export const moveHead = `
+  UPDATE ledger_heads AS head SET chain_epoch = entry.chain_epoch, seq = entry.seq, hash = entry.hash
+    FROM entry WHERE head.author = entry.author`;
+
+export function ownEntryValues(entry: LedgerRow): unknown[] {
+  return [
+    entry.author,
+    entry.chainEpoch,
+    entry.seq,
+    entry.kind,
+    entry.grantId ?? null,
+    entry.at,
+    entry.bootMs,
+    Buffer.from(entry.hash, 'hex'),
+    Buffer.from(entry.bytes),
+    Buffer.from(entry.signature),
+    queryable(entry.body),
+  ];
 }
 
 const insertHead = `INSERT INTO ledger_heads (author, chain_epoch, seq, hash) VALUES ($1, 1, 0, '') ON CONFLICT (author) DO NOTHING`;
 
-interface HeadRecord {
+export interface HeadRecord {
   readonly chain_epoch: number;
   readonly seq: number;
   readonly hash: Uint8Array;
