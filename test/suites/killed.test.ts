@@ -25,6 +25,7 @@ interface Grant {
   readonly grantId: string;
   readonly state: string;
   readonly epoch: number;
+  readonly root?: { readonly pid: number };
   readonly ended?: { readonly cause: string; readonly proof: string };
 }
 
@@ -115,6 +116,11 @@ describe('killed during a run and kept down', () => {
     '%s: the tree is dead by ceiling and grace, and the record is whole afterwards',
     async ([name]) => {
       const tree = await stubborn(['--ttl', `${ttlMs}ms`]);
+      // Only 'released' is promised to be durable before the child runs: what follows is killed once it is on record.
+      await until(
+        async () => (await kit.json<Grant>(['grant', 'show', tree.grantId])).root !== undefined,
+        'the start on record',
+      );
       const part = kit.constellation.part(name);
       await part.down('SIGKILL');
       await until(() => gone(tree), 'the tree gone', ttlMs + graceMs + slackMs);
