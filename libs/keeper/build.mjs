@@ -1,5 +1,5 @@
-// Owns the native build: the keeper, its frame check and the Node addon, from C to build/.
-// `--sanitize` builds the keeper and the frame check under ASan and UBSan into build/asan instead.
+// Owns the native build: the keeper, the programs of its tests and the Node addon, from C to build/.
+// `--sanitize` builds the keeper and those programs under ASan and UBSan into build/asan instead.
 import { execFile } from 'node:child_process';
 import { accessSync, constants, mkdirSync, readFileSync, readdirSync, renameSync, statSync } from 'node:fs';
 import { delimiter, join } from 'node:path';
@@ -60,11 +60,13 @@ const programs = sanitize
     ];
 
 const keeperSources = readdirSync(native).filter(
-  (name) => name.endsWith('.c') && name !== 'frame_test.c' && name !== 'peer.c',
+  (name) => name.endsWith('.c') && !name.endsWith('_test.c') && name !== 'peer.c',
 );
 const outputs = [
   { name: 'custody-keeper', sources: keeperSources, ways: programs },
   { name: 'frame-check', sources: ['frame_test.c', 'frame.c'], ways: programs },
+  { name: 'pty-run', sources: ['pty_test.c'], ways: programs },
+  { name: 'signal-count', sources: ['signal_test.c'], ways: programs },
 ];
 if (sanitize) {
   // The same keeper as on a kernel that lists no children, and with less patience: paths that only tests take.

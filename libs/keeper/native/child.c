@@ -1,6 +1,9 @@
 /* Owns the instant between the keeper and the command: what a child must find, and exec. */
 #include "child.h"
 
+#include "deliver.h"
+#include "signals.h"
+
 #include <errno.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
@@ -16,9 +19,8 @@ static _Noreturn void become(char **command, const struct inherited *inherited) 
      "parent thread" in prctl(2) is the keeper. */
   prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
   if (getppid() != keeper_pid) _exit(EXIT_CUSTODY); /* it died before the line above */
-  sigaction(SIGPIPE, &inherited->sigpipe, NULL);
-  sigaction(SIGCHLD, &inherited->sigchld, NULL);
-  sigprocmask(SIG_SETMASK, &inherited->mask, NULL);
+  deliver_pass();
+  signals_restore(inherited);
   execvp(command[0], command); /* with PATH of the environment that the child gets */
   exec_fault = errno;
   _exit(EXIT_CANNOT_EXECUTE);

@@ -7,6 +7,7 @@
 #define ROWS_MAX 256
 
 enum act {
+  ACT_LOOK, /* nothing: who is there */
   ACT_TERM, /* TERM and CONT to every process that has had none yet */
   ACT_STOP, /* no fork from here on */
   ACT_KILL,

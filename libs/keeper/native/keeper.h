@@ -25,6 +25,7 @@ enum {
 #define ENV_FILE_BYTES_MAX 65536
 #define REASON_BYTES_MAX 1024
 #define GRANT_BYTES_MAX 64
+#define PATTERN_BYTES_MAX 256
 #define TTL_MS_MAX (INT64_C(365) * 24 * 3600 * 1000)
 #define GRACE_MS_MAX (INT64_C(24) * 3600 * 1000)
 #ifndef ANSWER_MS_MAX /* the tests have less patience */
@@ -50,7 +51,6 @@ void alarm_at(int64_t at_boot_ms);
 /* What the child must find as if the keeper had never been there. */
 struct inherited {
   sigset_t mask;
-  struct sigaction sigpipe;
   struct sigaction sigchld;
 };
 
@@ -59,19 +59,34 @@ struct request {
   const char *socket_path; /* --socket or NULL */
   const char *reason;
   int64_t ttl_ms; /* 0: not given */
-  char **env;     /* NAME=REF */
-  size_t env_count;
+  const char *on_exit; /* "kill", "wait" or NULL */
+  bool clean, scrub;
+  /* `env`, `file`, `fifo` and `fd` with NAME=REF, `keep` and `drop` with a pattern, in order. */
+  struct wish {
+    const char *key;
+    char *value;
+  } *wishes;
+  size_t wish_count;
   char **env_files; /* paths */
   size_t env_file_count;
+  const char *manifest; /* --manifest or NULL: custody.json where there is one */
+  bool no_manifest;
   char **command; /* NULL-terminated */
 };
 
+/* What the request said of what the caller's system and folder hold. */
+struct said {
+  const char *place; /* where files of this run may stand, or NULL */
+  bool manifest;
+};
+/* request.c: puts the request together; 0 or the exit code. */
+int put_request(const struct request *request, struct said *said);
 /* run.c: one run from request to exit code. */
 int run(const struct request *request);
 struct process;
 /* sweep.c: finds and ends every process that holds the grant's marker, and, where its pid is not 0, the keeper
-   with every descendant of it. */
-int sweep(const char *grant, int64_t grace_ms, const struct process *keeper);
+   with every descendant of it; then removes the grant's folder at `place`, where that is not NULL. */
+int sweep(const char *grant, int64_t grace_ms, const struct process *keeper, const char *place);
 /* scan.c: finds every process that holds the marker of a run read from stdin and is not in its tree. */
 int scan(void);
 

@@ -15,9 +15,27 @@ static const char help_run[] =
     "Runs CMD with the credentials that policy grants it, and ends everything it started when the\n"
     "grant ends: at its ceiling, at a revocation, or when CMD itself exits.\n"
     "\n"
+    "What CMD gets:\n"
     "  --env NAME=REF   put the value of REF (custody://prod/stripe/api_key) in CMD's environment as NAME\n"
     "  --env-file FILE  the same, for every reference in a .env file (at most 64 KiB)\n"
+    "  --file NAME=REF  put it in a file in memory that is gone with the run, and the file's path in NAME\n"
+    "  --fifo NAME=REF  the same, but it can be read once\n"
+    "  --fd NAME=REF    pass it as an open file, and its number in NAME\n"
+    "  --manifest FILE  read what CMD needs from FILE; without this, from custody.json in the working\n"
+    "                   directory where there is one. Flags count more\n"
+    "  --no-manifest    leave custody.json alone\n"
+    "\n"
+    "What CMD does not get:\n"
+    "  --clean          nothing of this environment but PATH, HOME, LANG and their like\n"
+    "  --keep PATTERN   with --clean: these too, such as 'CI_*'\n"
+    "  --scrub          no variable that looks like a credential of a cloud, a CI system or an API\n"
+    "  --scrub-also PATTERN  with --scrub: nor these\n"
+    "\n"
+    "How it ends:\n"
     "  --ttl DURATION   ask for at most this long: 500ms, 90s, 15m, 8h, 1d; policy may clamp it\n"
+    "  --on-exit WHAT   when CMD has exited: `kill` what it left behind (TERM, then KILL), the default; or\n"
+    "                   `wait` until that ends or the grant does\n"
+    "\n"
     "  --reason TEXT    why, for the record and for whoever has to approve\n"
     "  --socket PATH    the agent's socket; else $CUSTODY_SOCKET, else $XDG_RUNTIME_DIR/custody/agent.sock\n"
     "                   where that exists, else /run/custody/agent.sock\n"
@@ -27,13 +45,14 @@ static const char help_run[] =
     "or custody failed; 126 when CMD cannot be executed; 127 when it is not found; 2 for a mistake in usage.\n";
 
 static const char help_sweep[] =
-    "Usage: custody-keeper sweep GRANT [--grace-ms N] [--keeper PID:START_TICKS]\n"
+    "Usage: custody-keeper sweep GRANT [--grace-ms N] [--keeper PID:START_TICKS] [--place FOLDER]\n"
     "\n"
     "Finds every process that was started with CUSTODY_GRANT=GRANT and every descendant of one, and kills\n"
     "them until none is left: at once, or N ms after a TERM. Prints one line a process, `pid ppid start_ticks\n"
     "how name`, and then `empty BOOT_MS`. Exits 0 when empty, 1 when something could not be killed.\n"
     "\n"
-    "  --keeper PID:START_TICKS  that keeper ends too, and so does every descendant of it\n";
+    "  --keeper PID:START_TICKS  that keeper ends too, and so does every descendant of it\n"
+    "  --place FOLDER            then the files of the run are removed from FOLDER\n";
 
 static const char help_all[] =
     "Usage: custody-keeper run ... | sweep ... | scan | --help | --version\n"
@@ -70,14 +89,38 @@ static bool duration(const char *text, int64_t *ms) {
   return false;
 }
 
+static bool pattern(const char *text) {
+  size_t bytes = strlen(text);
+  return bytes > 0 && bytes <= PATTERN_BYTES_MAX &&
+         strspn(text, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_*") == bytes;
+}
+
+/* The flags with a value that go into the request one by one, and the key that each has there. */
+static const struct {
+  const char *flag;
+  const char *key;
+} wish_flags[] = {{"--env", "env"}, {"--file", "file"}, {"--fifo", "fifo"},
+                  {"--fd", "fd"},   {"--keep", "keep"}, {"--scrub-also", "drop"}};
+
+/* The entry may be `NAME=plain secret` by mistake: only the flag is named, never its value. */
+static bool take_wish(struct request *request, const char *flag, const char *key, char *value) {
+  bool is_keep = strcmp(key, "keep") == 0, is_drop = strcmp(key, "drop") == 0;
+  bool good = is_keep || is_drop ? pattern(value) : env_entry(value);
+  if (is_keep) request->clean = true;
+  if (is_drop) request->scrub = true;
+  if (!good && (is_keep || is_drop)) say("%s wants a name of letters, digits and _, with * for any of them", flag);
+  else if (!good) say("%s wants NAME=REF, NAME of letters, digits and _, not starting with a digit", flag);
+  else if (strncmp(value, "CUSTODY_GRANT=", 14) == 0) say("%s CUSTODY_GRANT: custody sets this name itself", flag);
+  else return request->wishes[request->wish_count++] = (struct wish){key, value}, true;
+  return false;
+}
+
 /* Takes one option's value; false, with a line said, when it is no good. */
 static bool take(struct request *request, const char *flag, char *value) {
-  if (strcmp(flag, "--env") == 0) {
-    /* The entry may be `NAME=plain secret` by mistake: only the flag is named, never its value. */
-    if (!env_entry(value)) say("--env wants NAME=REF, NAME of letters, digits and _, not starting with a digit");
-    else if (strncmp(value, "CUSTODY_GRANT=", 14) == 0) say("--env CUSTODY_GRANT: custody sets this name itself");
-    else return request->env[request->env_count++] = value, true;
-  } else if (strcmp(flag, "--env-file") == 0) {
+  for (size_t i = 0; i < sizeof wish_flags / sizeof *wish_flags; i++) {
+    if (strcmp(flag, wish_flags[i].flag) == 0) return take_wish(request, flag, wish_flags[i].key, value);
+  }
+  if (strcmp(flag, "--env-file") == 0) {
     return request->env_files[request->env_file_count++] = value, true;
   } else if (strcmp(flag, "--ttl") == 0) {
     if (duration(value, &request->ttl_ms)) return true;
@@ -86,6 +129,14 @@ static bool take(struct request *request, const char *flag, char *value) {
     request->reason = value;
     if (*value != '\0' && strlen(value) <= REASON_BYTES_MAX) return true;
     say("--reason wants 1 to %d bytes", REASON_BYTES_MAX);
+  } else if (strcmp(flag, "--on-exit") == 0) {
+    request->on_exit = value;
+    if (strcmp(value, "kill") == 0 || strcmp(value, "wait") == 0) return true;
+    say("--on-exit wants kill or wait");
+  } else if (strcmp(flag, "--manifest") == 0) {
+    request->manifest = value;
+    if (*value != '\0') return true;
+    say("--manifest wants a path");
   } else {
     request->socket_path = value;
     if (*value != '\0') return true;
@@ -94,21 +145,40 @@ static bool take(struct request *request, const char *flag, char *value) {
   return false;
 }
 
+/* The option that a word is or begins, `--env` of `--env=A=b`, among those with a value; else NULL. */
+static const char *flag_of(const char *word) {
+  static const char *const others[] = {"--env-file", "--ttl", "--reason", "--on-exit", "--manifest", "--socket"};
+  size_t bytes = strcspn(word, "=");
+  for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
+    if (strlen(others[i]) == bytes && memcmp(word, others[i], bytes) == 0) return others[i];
+  }
+  for (size_t i = 0; i < sizeof wish_flags / sizeof *wish_flags; i++) {
+    const char *flag = wish_flags[i].flag;
+    if (strlen(flag) == bytes && memcmp(word, flag, bytes) == 0) return flag;
+  }
+  return NULL;
+}
+
+static bool take_switch(struct request *request, const char *word) {
+  if (strcmp(word, "--clean") == 0) return request->clean = true;
+  if (strcmp(word, "--scrub") == 0) return request->scrub = true;
+  if (strcmp(word, "--no-manifest") == 0) return request->no_manifest = true;
+  return false;
+}
+
 static int main_run(int count, char **words) {
-  static const char *const flags[] = {"--env", "--env-file", "--ttl", "--reason", "--socket"};
   struct request request = {0};
-  request.env = calloc((size_t)count + 1, sizeof *request.env);
+  request.wishes = calloc((size_t)count + 1, sizeof *request.wishes);
   request.env_files = calloc((size_t)count + 1, sizeof *request.env_files);
-  if (request.env == NULL || request.env_files == NULL) return EXIT_CUSTODY;
+  if (request.wishes == NULL || request.env_files == NULL) return EXIT_CUSTODY;
   int at = 0;
   for (; at < count && words[at][0] == '-' && strcmp(words[at], "--") != 0; at++) {
-    const char *word = words[at], *flag = NULL;
+    const char *word = words[at];
     if (strcmp(word, "--help") == 0 || strcmp(word, "-h") == 0) return print(help_run);
     if (strcmp(word, "--version") == 0) return print("custody-keeper " CUSTODY_VERSION "\n");
+    if (take_switch(&request, word)) continue;
+    const char *flag = flag_of(word);
     size_t name_bytes = strcspn(word, "=");
-    for (size_t i = 0; i < sizeof flags / sizeof *flags; i++) {
-      if (strlen(flags[i]) == name_bytes && memcmp(word, flags[i], name_bytes) == 0) flag = flags[i];
-    }
     if (flag == NULL) {
       say("unknown option %.*s; see `custody run --help`", (int)name_bytes, word);
       return EXIT_USAGE;
@@ -139,7 +209,7 @@ static bool process_named(const char *text, struct process *process) {
 }
 
 static int main_sweep(int count, char **words) {
-  const char *grant = NULL;
+  const char *grant = NULL, *place = NULL;
   int64_t grace_ms = 0;
   struct process keeper = {0};
   for (int at = 0; at < count; at++) {
@@ -149,6 +219,10 @@ static int main_sweep(int count, char **words) {
       if (decimal(value, strlen(value), &grace_ms) && grace_ms <= GRACE_MS_MAX) continue;
       say("--grace-ms wants a whole number of milliseconds, at most a day of them");
       return EXIT_USAGE;
+    }
+    if (strcmp(words[at], "--place") == 0 && at + 1 < count) {
+      place = words[++at];
+      continue;
     }
     if (strcmp(words[at], "--keeper") == 0) {
       const char *value = ++at < count ? words[at] : "";
@@ -162,7 +236,7 @@ static int main_sweep(int count, char **words) {
     }
     grant = words[at];
   }
-  if (grant != NULL && *grant != '\0' && strlen(grant) <= GRANT_BYTES_MAX) return sweep(grant, grace_ms, &keeper);
+  if (grant != NULL && *grant != '\0' && strlen(grant) <= GRANT_BYTES_MAX) return sweep(grant, grace_ms, &keeper, place);
   say("sweep wants a grant id of 1 to %d bytes", GRANT_BYTES_MAX);
   return EXIT_USAGE;
 }

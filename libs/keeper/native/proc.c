@@ -35,6 +35,7 @@ bool process_read(pid_t pid, struct process *process) {
   process->pid = pid;
   char state = shut[2];
   long threads = 0;
+  process->stopped = state == 'T' || state == 't';
   process->ppid = 0;
   process->start_ticks = 0;
   char *at = shut + 3;

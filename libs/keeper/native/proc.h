@@ -15,6 +15,7 @@ struct process {
   pid_t ppid;
   uint64_t start_ticks; /* with pid, names a process for ever */
   bool alive;           /* false: a zombie */
+  bool stopped;         /* by job control or a tracer */
   char name[NAME_BYTES];
 };
 

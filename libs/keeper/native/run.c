@@ -3,8 +3,12 @@
 
 #include "child.h"
 #include "containment.h"
+#include "deliver.h"
+#include "environment.h"
 #include "link.h"
+#include "signals.h"
 #include "stop.h"
+#include "terminal.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -13,7 +17,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
-#include <sys/signalfd.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -31,6 +34,8 @@ static int signals; /* the signalfd */
 static char grant[GRANT_BYTES_MAX + 1];
 static int64_t ceiling_boot_ms;
 static int64_t grace_ms;
+static bool waits; /* --on-exit wait */
+static struct said said;
 
 static int64_t silent_boot_ms; /* until when the agent may be silent before it has answered */
 
@@ -58,120 +63,35 @@ static bool prepare(void) {
   for (int fd = 0; fd <= 2; fd++) {
     if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", O_RDWR | O_CLOEXEC) < 0) return false;
   }
-  /* Blocked first, so that none is lost between here and the signalfd. A fault of our own cannot wait. */
-  sigset_t ours;
-  sigfillset(&ours);
-  const int faults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS};
-  for (size_t i = 0; i < sizeof faults / sizeof *faults; i++) sigdelset(&ours, faults[i]);
-  sigprocmask(SIG_BLOCK, &ours, &inherited.mask);
-  /* A terminal that has gone must not end the keeper; and an ignored SIGCHLD, which a parent can leave us,
-     would make the kernel reap our children behind our back (waitpid(2)). */
-  struct sigaction ignore = {.sa_handler = SIG_IGN}, standard = {.sa_handler = SIG_DFL};
-  sigaction(SIGPIPE, &ignore, &inherited.sigpipe);
-  sigaction(SIGCHLD, &standard, &inherited.sigchld);
+  /* Blocked first, so that none is lost between here and the signalfd. */
+  signals = signals_open(&inherited);
   /* No core dump, no ptrace and no /proc/PID/mem or environ for anyone but root. */
   prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
-  sigdelset(&ours, SIGPIPE);
-  signals = signalfd(-1, &ours, SFD_NONBLOCK | SFD_CLOEXEC);
+  terminal_note();
   return signals >= 0 && alarm_open() && containment.prepare();
 }
 
-/* --- the request ------------------------------------------------------------------------------ */
-
-static bool put_env_file(const char *path) {
-  static char bytes[ENV_FILE_BYTES_MAX + 1];
-  int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY);
-  if (fd < 0) {
-    say("--env-file %s: cannot open: %s", path, strerror(errno));
-    return false;
-  }
-  size_t held = 0;
-  ssize_t got = 0;
-  while (held < sizeof bytes && (got = read(fd, bytes + held, sizeof bytes - held)) > 0) held += (size_t)got;
-  int fault = got < 0 ? errno : 0;
-  close(fd);
-  bool fits = held <= ENV_FILE_BYTES_MAX, text = memchr(bytes, 0, held) == NULL;
-  if (fault != 0) say("--env-file %s: cannot read: %s", path, strerror(fault));
-  else if (!fits) say("--env-file %s: larger than %d bytes", path, ENV_FILE_BYTES_MAX);
-  else if (!text) say("--env-file %s: holds a NUL byte, so it is not an env file", path);
-  else frame_put("env_file", bytes, held);
-  explicit_bzero(bytes, held); /* such files hold plain values too */
-  return fault == 0 && fits && text;
-}
-
-/* Puts the request together; 0 or the exit code. */
-static int put_request(void) {
-  char cwd[4096];
-  if (getcwd(cwd, sizeof cwd) == NULL) {
-    say("cannot read the working directory: %s; change to one that exists", strerror(errno));
-    return EXIT_CUSTODY;
-  }
-  frame_begin("request");
-  frame_text("version", "1");
-  frame_text("cwd", cwd);
-  frame_text("containment", containment.name);
-  if (request->ttl_ms > 0) frame_print("ttl_ms", "%lld", (long long)request->ttl_ms);
-  if (request->reason != NULL) frame_text("reason", request->reason);
-  for (size_t i = 0; i < request->env_count; i++) frame_text("env", request->env[i]);
-  for (size_t i = 0; i < request->env_file_count; i++) {
-    if (!put_env_file(request->env_files[i])) return EXIT_USAGE;
-  }
-  const char *parent = getenv("CUSTODY_GRANT"), *trace = getenv("TRACEPARENT");
-  if (parent != NULL && *parent != '\0') frame_text("parent", parent);
-  if (trace != NULL && *trace != '\0') frame_text("traceparent", trace);
-  for (char **arg = request->command; *arg != NULL; arg++) frame_text("arg", *arg);
-  size_t bytes;
-  if (frame_done(&bytes) != NULL) return 0;
-  say("the command line and the env files are more than one request holds (%d bytes, %d entries)",
-      FRAME_PAYLOAD_BYTES_MAX, FRAME_FIELDS_MAX);
-  return EXIT_USAGE;
-}
-
 /* --- the grant -------------------------------------------------------------------------------- */
-
-static bool names_same(const char *a, const char *b) {
-  while (*a == *b && *a != '=' && *a != '\0') a++, b++;
-  return *a == '=' && *b == '=';
-}
-
-/* The child's environment: ours, without what it must not inherit, and the credentials where they were
-   received. NULL when memory is out or an entry is no NAME=VALUE. */
-static char **environment(const struct frame *granted, char *marker) {
-  size_t room = 2, cursor = 0, count = 0;
-  struct field field;
-  while (frame_next(granted, &cursor, &field)) room++;
-  for (char **entry = environ; *entry != NULL; entry++) room++;
-  char **entries = calloc(room, sizeof *entries);
-  if (entries == NULL) return NULL;
-  entries[count++] = marker;
-  cursor = 0;
-  while (frame_next(granted, &cursor, &field)) {
-    if (!field_is(&field, "env")) continue;
-    if (strchr(field.value, '=') == NULL || field.value[0] == '=') return NULL;
-    size_t same = 0;
-    while (same < count && !names_same(entries[same], field.value)) same++;
-    if (same == 0) continue; /* the marker is ours */
-    entries[same] = field.value;
-    if (same == count) count++;
-  }
-  size_t ours = count;
-  for (char **entry = environ; *entry != NULL; entry++) {
-    bool replaced = names_same(*entry, "CUSTODY_TOKEN="); /* the operator's, never a run's */
-    for (size_t i = 0; i < ours && !replaced; i++) replaced = names_same(*entry, entries[i]);
-    if (!replaced) entries[count++] = *entry;
-  }
-  return entries;
-}
 
 static int broke_protocol(const char *what) {
   say("the agent broke the keeper protocol: %s; are the agent and `custody run` of one version?", what);
   return EXIT_CUSTODY;
 }
 
-static int cannot_run(int fault, bool executing) {
+static void failed(int fault) {
+  deliver_clear();
   frame_begin("failed");
   frame_print("errno", "%d", fault);
   link_send(SEND_MS_MAX);
+}
+
+static int cannot_deliver(void) {
+  failed(EIO);
+  return EXIT_CUSTODY;
+}
+
+static int cannot_run(int fault, bool executing) {
+  failed(fault);
   say("cannot run %s: %s", request->command[0], strerror(fault));
   if (!executing) return EXIT_CUSTODY;
   return fault == ENOENT ? EXIT_NOT_FOUND : EXIT_CANNOT_EXECUTE;
@@ -191,6 +111,26 @@ static bool on_path(const char *name) {
   return false;
 }
 
+/* An agent ignores what it does not know. What the caller relies on must not be ignored. */
+static const char *unmet(const struct frame *granted) {
+  struct field field;
+  size_t asked = 0, given = 0, cursor = 0;
+  for (size_t i = 0; i < request->wish_count; i++) {
+    const char *key = request->wishes[i].key;
+    if (strcmp(key, "file") == 0 || strcmp(key, "fifo") == 0 || strcmp(key, "fd") == 0) asked++;
+  }
+  while (frame_next(granted, &cursor, &field)) {
+    if (field_is(&field, "file") || field_is(&field, "fifo") || field_is(&field, "fd")) given++;
+  }
+  bool answered = frame_one(granted, "on_exit", &field);
+  waits = answered && strcmp(field.value, "wait") == 0;
+  if (request->on_exit != NULL && !answered) return "--on-exit";
+  if (said.manifest && !answered) return "the manifest";
+  if (request->clean && !frame_one(granted, "keep", &field)) return "--clean";
+  if (request->scrub && !frame_one(granted, "drop", &field)) return "--scrub";
+  return asked > 0 && given == 0 ? "--file, --fifo or --fd" : NULL;
+}
+
 /* Starts the root with what was granted; 0 or the exit code. The frame is wiped either way. */
 static int start(const struct frame *granted) {
   static char marker[sizeof "CUSTODY_GRANT=" + GRANT_BYTES_MAX] = "CUSTODY_GRANT=";
@@ -204,9 +144,20 @@ static int start(const struct frame *granted) {
   }
   memcpy(grant, id.value, id.value_bytes + 1);
   strcat(marker, grant);
+  const char *missing = unmet(granted);
+  if (missing != NULL) {
+    link_drop(granted);
+    say("the agent did not answer to %s; it is older than this `custody run`: restart it", missing);
+    return EXIT_CUSTODY;
+  }
+  if (!deliver_make(granted, said.place, grant)) {
+    link_drop(granted);
+    return cannot_deliver();
+  }
   char **entries = environment(granted, marker);
   if (entries == NULL) {
     link_drop(granted);
+    deliver_clear();
     return broke_protocol("a grant whose environment is not NAME=VALUE");
   }
   environ = entries;
@@ -217,6 +168,7 @@ static int start(const struct frame *granted) {
   environ = nothing;
   free(entries);
   link_drop(granted);
+  deliver_passed();
   if (pid < 0) return cannot_run(fault, executing);
   process_read(pid, &root); /* a child that has ended stays readable until it is reaped */
   root.pid = pid;
@@ -273,7 +225,7 @@ static int before_start(int signal) {
   struct sigaction action;
   if (signal == SIGCONT || signal == SIGCHLD || signal == SIGWINCH || signal == SIGURG) return 0;
   if (sigaction(signal, NULL, &action) == 0 && action.sa_handler == SIG_IGN) return 0; /* as under nohup */
-  if (signal != SIGTSTP && signal != SIGTTIN && signal != SIGTTOU) return 128 + signal;
+  if (signal != SIGTSTP && signal != SIGTTIN && signal != SIGTTOU) return signal_die(signal), 128 + signal;
   stop_self();
   return 0;
 }
@@ -286,7 +238,8 @@ static int ask(void) {
     poll(ready, 2, -1);
     struct signalfd_siginfo info;
     while (ready[0].revents != 0 && read(signals, &info, sizeof info) == (ssize_t)sizeof info) {
-      int code = before_start((int)info.ssi_signo);
+      bool own = info.ssi_code == SI_USER && (pid_t)info.ssi_pid == getpid(); /* the SIGPIPE of a closed stderr */
+      int code = own ? 0 : before_start((int)info.ssi_signo);
       if (code != 0) return code;
     }
     int code = ready[1].revents != 0 ? hear_answer() : 0;
@@ -304,7 +257,7 @@ static int ask(void) {
 static int act(enum act what) {
   int64_t now_boot_us = boot_us();
   struct walk walk = containment.pass(what, &rows);
-  if (walk.living > 0 && signalled_boot_us == NEVER) signalled_boot_us = now_boot_us;
+  if (walk.living > 0 && what != ACT_LOOK && signalled_boot_us == NEVER) signalled_boot_us = now_boot_us;
   if (walk.refused && !refusal_said) {
     refusal_said = true;
     say("a process of the run may not be signalled from here (it changed its user); waiting for it to end");
@@ -385,7 +338,7 @@ static bool reap(void) {
     else if (info.si_pid == root.pid && info.si_code == CLD_STOPPED) root_stopped = true;
     else if (info.si_pid == root.pid && info.si_code == CLD_CONTINUED) root_stopped = false;
   }
-  if (root_gone && !before) survivors = end_tree("exit", grace_ms);
+  if (root_gone && !before) survivors = waits && cause == NULL ? act(ACT_LOOK) : end_tree("exit", grace_ms);
   return false;
 }
 
@@ -394,18 +347,31 @@ static bool reap(void) {
 static void forward(const struct signalfd_siginfo *info) {
   int signal = (int)info->ssi_signo;
   bool asks_to_end = signal == SIGINT || signal == SIGTERM || signal == SIGHUP || signal == SIGQUIT;
+  struct sigaction action;
+  if (sigaction(signal, NULL, &action) == 0 && action.sa_handler == SIG_IGN) asks_to_end = false; /* under nohup */
+  if (info->ssi_code == SI_USER && (pid_t)info->ssi_pid == getpid()) return; /* stop.c; the SIGPIPE of a closed stderr */
+  /* `kill 0`, as vim says it to stop: the root is in our group and has had it. What the tree sends us alone, it
+     would without us have sent its caller. */
+  if (signal_is_inner(info)) return;
   if (root_gone) {
-    if (asks_to_end) end_tree("exit", 0); /* the command is over: whoever asks again does not want to wait */
+    /* The command is over: whoever asks again does not want to wait. */
+    if (asks_to_end) end_tree("exit", waits && cause == NULL ? grace_ms : 0);
     return;
   }
-  if (info->ssi_code == SI_USER && (pid_t)info->ssi_pid == getpid()) return; /* stop.c */
+  bool with_us = getpgid(root.pid) == getpgrp();
   if (signal == SIGCONT) {
     if (info->ssi_code == SI_TIMER || info->ssi_code > 0) return; /* the alarm; link_wakes */
+    struct process now;
+    bool had = root_stopped && with_us && process_read(root.pid, &now) && !now.stopped;
     root_stopped = false;
-  } else if (info->ssi_code == SI_KERNEL && getpgid(root.pid) == getpgrp()) {
-    return; /* from the terminal, to the whole foreground group: the root has had it */
+    terminal_return();
+    if (had) return; /* a shell continues the whole group at once, and the root is in it */
+    if (!with_us) kill(-getpgid(root.pid), SIGCONT); /* the whole job, as the shell would if it saw this group */
+  } else if (info->ssi_code == SI_KERNEL && with_us && (signal != SIGHUP || getsid(0) != getpid())) {
+    return; /* from the terminal, to the whole foreground group: the root has had it. Only a hang-up is for the
+               leader of the session alone, which the root would be without us. */
   }
-  kill(root.pid, signal); /* not reaped yet, so the pid is still its own */
+  signal_pass(info, root.pid);
 }
 
 /* True when a child has changed. */
@@ -415,7 +381,7 @@ static bool hear_signals(void) {
   for (ssize_t got; (got = read(signals, info, sizeof info)) > 0;) {
     for (size_t i = 0; i < (size_t)got / sizeof *info; i++) {
       if (info[i].ssi_signo == SIGCHLD) child = true;
-      else forward(&info[i]);
+      if (info[i].ssi_signo != SIGCHLD || info[i].ssi_code <= 0) forward(&info[i]);
     }
     if ((size_t)got < sizeof info) break;
   }
@@ -490,11 +456,16 @@ static void supervise(void) {
   hear_agent(); /* an `end` may have come in one read with the grant */
   for (;;) {
     keep_time();
-    struct pollfd ready[2] = {{.fd = signals, .events = POLLIN}, {.fd = link_fd(), .events = POLLIN}};
-    poll(ready, 2, -1);
+    struct pollfd ready[3] = {{.fd = signals, .events = POLLIN},
+                              {.fd = link_fd(), .events = POLLIN},
+                              {.fd = deliver_watch(), .events = POLLIN}};
+    poll(ready, 3, -1);
+    if (ready[2].revents != 0) deliver_opened();
     if (ready[0].revents != 0 && hear_signals() && reap()) return;
     if (ready[1].revents != 0) hear_agent();
-    if (root_stopped && cause == NULL && attached) stop_self();
+    if (!root_stopped || cause != NULL || !attached) continue;
+    terminal_leave();
+    stop_self();
   }
 }
 
@@ -510,6 +481,7 @@ static void put_ended(int64_t empty_boot_us) {
   frame_print("processes", "%d", processes);
   for (size_t i = 0; i < rows.count; i++) {
     struct row *row = &rows.row[i];
+    if (row->how == 0 && row->sent == 0) continue; /* waited for, and its own parent has its status */
     if (row->how == 0) { /* its own parent reaped it: what was sent is all that is known */
       row->how = 'k';
       row->how_number = row->sent & SENT_KILL ? SIGKILL : SIGTERM;
@@ -544,7 +516,7 @@ int run(const struct request *wanted) {
     say("cannot prepare to hold a run: %s", strerror(errno));
     return EXIT_CUSTODY;
   }
-  int code = put_request();
+  int code = put_request(request, &said);
   if (code != 0) return code;
   int fault = link_open(request->socket_path);
   if (fault != 0) {
@@ -559,6 +531,11 @@ int run(const struct request *wanted) {
   code = ask();
   if (code >= 0) return code;
   supervise();
+  deliver_clear();
+  bool by_itself = (cause == NULL || strcmp(cause, "exit") == 0) && root_end.how == 'e';
+  terminal_back(!by_itself);
   report();
-  return exit_code();
+  code = exit_code();
+  if (root_end.how != 'e' && code == 128 + root_end.how_number) signal_die(root_end.how_number);
+  return code;
 }

@@ -1,6 +1,7 @@
 /* Owns the sweep: every process that holds the marker of a grant whose keeper is gone, and its descendants. */
 #include "keeper.h"
 
+#include "memory.h"
 #include "proc.h"
 
 #include <errno.h>
@@ -126,7 +127,7 @@ static void doom_keeper(const struct process *keeper) {
   doomed[doomed_count++] = (struct row){.process = now};
 }
 
-int sweep(const char *grant, int64_t grace_ms, const struct process *keeper) {
+int sweep(const char *grant, int64_t grace_ms, const struct process *keeper, const char *place) {
   doom_keeper(keeper);
   int bytes = snprintf(marker, sizeof marker, "CUSTODY_GRANT=%s", grant);
   marker_bytes = (size_t)bytes + 1;
@@ -154,6 +155,9 @@ int sweep(const char *grant, int64_t grace_ms, const struct process *keeper) {
   }
   int64_t empty_boot_ms = boot_ms();
   print_dead();
+  if (living == 0 && place != NULL && !memory_remove(place, grant)) {
+    say("could not remove the files of %s in %s", grant, place);
+  }
   if (living == 0) printf("empty %lld\n", (long long)empty_boot_ms);
   return fflush(stdout) == 0 && living == 0 ? 0 : 1;
 }

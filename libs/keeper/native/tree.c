@@ -54,7 +54,9 @@ static void act_on(int pidfd, const struct process *process) {
   struct row *row = row_of(process);
   int fault = 0;
   if (row == NULL || !(row->sent & SENT_KILL)) walk.spared++;
-  if (walk_act == ACT_STOP) {
+  if (walk_act == ACT_LOOK) {
+    fault = 0;
+  } else if (walk_act == ACT_STOP) {
     fault = pidfd_signal(pidfd, SIGSTOP);
   } else if (walk_act == ACT_KILL) {
     fault = pidfd_signal(pidfd, SIGKILL);

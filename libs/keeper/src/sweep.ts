@@ -16,6 +16,8 @@ export interface SweepOptions {
   readonly keeper?: KeeperProcess | undefined;
   /** Between TERM and KILL. Default 0: KILL at once. */
   readonly graceMs?: number;
+  /** Where the files of this grant's run stand, as its keeper said: they are removed. Default: nowhere. */
+  readonly place?: string | undefined;
   /** Default: the `custody-keeper` that was built. */
   readonly program?: string;
 }
@@ -25,7 +27,7 @@ export interface SweepResult {
   readonly processes: readonly ProcRow[];
   /** When no process of the grant was left, on the boot-time clock; undefined when one could not be killed. */
   readonly emptyBootMs: number | undefined;
-  /** What the sweep said about those it could not kill. */
+  /** What the sweep said about those it could not kill, and files it could not remove. */
   readonly complaints: readonly string[];
 }
 
@@ -38,8 +40,11 @@ const slackMs = 30_000; // a sweep gives up by itself 2 s after its grace
  * @throws KeeperError `not_built`; `sweep_failed` when the sweep could not run to its end.
  */
 export async function sweep(grant: string, options: SweepOptions = {}): Promise<SweepResult> {
-  const { graceMs = 0, keeper, program = keeperPath() } = options;
-  const too = keeper === undefined ? [] : ['--keeper', `${keeper.pid}:${keeper.startTicks}`];
+  const { graceMs = 0, keeper, place, program = keeperPath() } = options;
+  const too = [
+    ...(keeper === undefined ? [] : ['--keeper', `${keeper.pid}:${keeper.startTicks}`]),
+    ...(place === undefined ? [] : ['--place', place]),
+  ];
   const limits = { encoding: 'buffer', maxBuffer: outputBytesMax, timeout: graceMs + slackMs } as const;
   return new Promise((resolve, reject) => {
     execFile(

@@ -38,6 +38,7 @@ export interface GrantToSend {
   ceilingInMs?: number;
   graceMs?: number;
   env?: readonly (string | Uint8Array)[];
+  fields?: FrameToSend['fields'];
 }
 
 /** One connection of a keeper. */
@@ -72,12 +73,13 @@ export class Link {
     this.#socket.write(bytes);
   }
 
-  grant({ grant = 'g-1', ceilingInMs = 60_000, graceMs = 0, env = [] }: GrantToSend = {}): void {
+  grant({ grant = 'g-1', ceilingInMs = 60_000, graceMs = 0, env = [], fields = [] }: GrantToSend = {}): void {
     this.send('granted', [
       ['grant', grant],
       ['ceiling_boot_ms', Math.round(bootTimeMs() + ceilingInMs)],
       ['grace_ms', graceMs],
       ...env.map((entry) => ['env', entry] as const),
+      ...fields,
     ]);
   }
 

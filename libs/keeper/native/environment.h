@@ -1,0 +1,11 @@
+/* The environment of the run's root. */
+#ifndef CUSTODY_ENVIRONMENT_H
+#define CUSTODY_ENVIRONMENT_H
+
+#include "frame.h"
+
+/* Ours, without what the grant's `keep` and `drop` leave out, and what the grant gives, where it was received.
+   The caller frees the array. NULL when memory is out or an `env` is no NAME=VALUE. */
+char **environment(const struct frame *granted, char *marker);
+
+#endif
