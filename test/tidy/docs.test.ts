@@ -1,5 +1,6 @@
 // Owns the proof that what the documents point at exists, and that every decision is in the list.
 import { posix } from 'node:path';
+import { keptNames, scrubbedNames } from '@custody/core/ambient';
 import { expect, test } from 'vitest';
 import { checkout, planted, type Tree } from '../architecture/tree.ts';
 
@@ -42,4 +43,14 @@ test('the licence is Apache-2.0, in the file and in every package', () => {
   expect(packages.length).toBeGreaterThan(10);
   const licences = packages.map((path) => (JSON.parse(tree.text(path)) as { license?: string }).license);
   expect(licences.filter((license) => license !== 'Apache-2.0')).toEqual([]);
+});
+
+test('the names that --clean keeps and --scrub leaves out are those of the document', () => {
+  const listed = (begin: string, end: string): string[] => {
+    const text = tree.text('docs/delivery.md');
+    const part = text.slice(text.indexOf(begin), text.indexOf(end, text.indexOf(begin)));
+    return [...part.slice(part.indexOf('\n\n')).matchAll(/`([^`]+)`/g)].map(([, name = '']) => name);
+  };
+  expect(listed('`--clean` starts', '`--scrub` leaves')).toEqual(keptNames);
+  expect(listed('`--scrub` leaves', '\nIn a pattern')).toEqual(scrubbedNames);
 });

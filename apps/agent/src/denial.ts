@@ -1,5 +1,5 @@
 // Owns the denial that a host can decide alone, by its copy of the policy.
-import { deniedByPolicy, localUser } from '@custody/core/cedar';
+import { deniedByPolicy, deniedDelivery, localUser } from '@custody/core/cedar';
 import type { CustodyError } from '@custody/core/errors';
 import type { Ask } from './delivery.ts';
 import type { Link } from './link.ts';
@@ -30,7 +30,8 @@ function denialOf(
 ): CustodyError | undefined {
   const copy = link.policy;
   if (copy === undefined) return undefined;
-  for (const { path } of ask.wanted) {
+  for (const wanted of ask.wanted) {
+    const { path, deliver = 'env' } = wanted;
     const request = {
       host,
       labels: copy.labels,
@@ -42,6 +43,9 @@ function denialOf(
     const decision = copy.engine.decide(request);
     if (!decision.allow)
       return deniedByPolicy(localUser(host, peer.uid), path, copy.revision, decision.policyIds);
+    const allowed = decision.obligations.deliver;
+    if (!allowed.includes(deliver))
+      return deniedDelivery({ ...wanted, deliver }, copy.revision, decision.policyIds, allowed);
   }
   return undefined;
 }

@@ -240,8 +240,9 @@ class Conversation implements KeeperEnd {
 
 /** The frame with the values in it: the caller wipes it. What it was built from is wiped here. */
 function encodeGranted(release: Release): Buffer {
-  const { grantId, ceilingBootMs, graceMs, environment } = release;
+  const { grantId, ceilingBootMs, graceMs, environment, delivered, onExit } = release;
   const assignments = environment.map(([name, value]) => Buffer.concat([Buffer.from(`${name}=`), value]));
+  const encoded = delivered.map(([key, name, value]) => [key, inBase64(name, value)] as const);
   try {
     return encodeFrame({
       verb: 'granted',
@@ -249,7 +250,11 @@ function encodeGranted(release: Release): Buffer {
         ['grant', grantId],
         ['ceiling_boot_ms', String(ceilingBootMs)],
         ['grace_ms', String(graceMs)],
+        ['on_exit', onExit],
+        ...(release.keep ?? []).map((pattern) => ['keep', pattern] as const),
+        ...(release.drop ?? []).map((pattern) => ['drop', pattern] as const),
         ...assignments.map((assignment) => ['env', assignment] as const),
+        ...encoded,
       ],
     });
   } catch (cause) {
@@ -259,7 +264,25 @@ function encodeGranted(release: Release): Buffer {
     });
   } finally {
     for (const assignment of assignments) assignment.fill(0);
+    for (const [, bytes] of encoded) bytes.fill(0);
   }
+}
+
+const base64Digits = Buffer.from('ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/');
+
+/** `NAME=BASE64` in a buffer that can be wiped: a string of Node's could not be. */
+export function inBase64(name: string, value: Uint8Array): Buffer {
+  const out = Buffer.alloc(Buffer.byteLength(name) + 1 + Math.ceil(value.length / 3) * 4, '=');
+  let at = out.write(`${name}=`);
+  for (let from = 0; from < value.length; from += 3) {
+    const [a, b = 0, c = 0] = value.subarray(from, from + 3);
+    const bits = ((a ?? 0) << 16) | (b << 8) | c;
+    const digits = Math.min(value.length - from, 3) + 1;
+    for (let digit = 0; digit < digits; digit += 1)
+      out[at + digit] = base64Digits[(bits >> (18 - 6 * digit)) & 63] ?? 0;
+    at += 4;
+  }
+  return out;
 }
 
 function readEnded(frame: Frame): Ended {

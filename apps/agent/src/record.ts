@@ -85,7 +85,11 @@ export function keeperOf(run: {
 }
 
 export function releasedBody(
-  run: Identified & { readonly ceilingBootMs: number; readonly keeperStartTicks: string | undefined },
+  run: Identified & {
+    readonly ceilingBootMs: number;
+    readonly keeperStartTicks: string | undefined;
+    readonly place: string | undefined;
+  },
   claims: GrantClaims,
   ask: Ask,
   { uid, pid, subject }: { uid: number; pid: number; subject: string },
@@ -106,6 +110,7 @@ export function releasedBody(
     ...(run.keeperStartTicks === undefined ? {} : { startTicks: run.keeperStartTicks }),
     ...(parent === undefined ? {} : { parent }),
     ...(ask.reason === undefined ? {} : { reason: ask.reason }),
+    ...(run.place === undefined ? {} : { place: run.place }),
   };
 }
 

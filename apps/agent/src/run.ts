@@ -16,6 +16,10 @@ export interface Run {
   readonly containment: GrantClaims['containment'];
   readonly ceilingBootMs: number;
   readonly graceMs: number;
+  /** The grants around it. */
+  readonly within: readonly string[];
+  /** Where its files stand. */
+  readonly place: string | undefined;
   /** Sequence number of its `released` entry; infinite until that is durable. */
   releasedSeq: number;
   started: boolean;

@@ -10,6 +10,7 @@ import {
   refusalRecordsMax,
   runsPerHostMax,
 } from '@custody/core/limits';
+import type { Delivery, OnExit } from '@custody/core/policy';
 import { hits } from '@custody/core/revocation';
 import type { SealingKey } from '@custody/crypto/keys';
 import { decodeFields } from '@custody/crypto/payload';
@@ -42,6 +43,7 @@ import type { Escapes, Seen } from './escapes.ts';
 import type { RunGroups } from './groups.ts';
 import type { Granted, Link } from './link.ts';
 import type { Log } from './log.ts';
+import type { Manifests } from './manifests.ts';
 import { startOf } from './process.ts';
 import { atStart, type Run } from './run.ts';
 import type { Spool } from './spool.ts';
@@ -64,8 +66,19 @@ export interface Release {
   readonly ceilingBootMs: number;
   readonly graceMs: number;
   readonly environment: readonly (readonly [string, Uint8Array])[];
+  /** What does not stand in the environment. */
+  readonly delivered: readonly (readonly [Exclude<Delivery, 'env'>, string, Uint8Array])[];
+  readonly onExit: OnExit;
+  readonly keep: readonly string[] | undefined;
+  readonly drop: readonly string[] | undefined;
   readonly notes: readonly string[];
   wipe(): void;
+}
+
+interface Opened {
+  readonly deliver: Delivery;
+  readonly name: string;
+  readonly value: Uint8Array;
 }
 
 export interface RunsOptions {
@@ -73,11 +86,15 @@ export interface RunsOptions {
   readonly sealingKey: SealingKey;
   readonly link: () => Pick<Link, 'policy' | 'refreshPolicy' | 'whenReady' | 'requestGrant' | 'standing'>;
   readonly spool: () => Pick<Spool, 'append'>;
-  readonly sweep: (grantId: string, options: { keeper: KeeperProcess | undefined }) => Promise<SweepResult>;
+  readonly sweep: (
+    grantId: string,
+    options: { keeper: KeeperProcess | undefined; place: string | undefined },
+  ) => Promise<SweepResult>;
   readonly groups: RunGroups;
   readonly escapes: () => Pick<Escapes, 'watch' | 'look' | 'lookShared'>;
   /** Whether a keeper is stopped, and so keeps no ceiling. */
   readonly stopped: (pid: number) => boolean;
+  readonly manifests: Pick<Manifests, 'growth' | 'remember'>;
   /** Whether a process that may be a keeper still lives. */
   readonly alive: (pid: number) => boolean;
   readonly bootMs: () => number;
@@ -112,6 +129,8 @@ export class Runs implements AsyncDisposable {
       const body = hostKinds.released.parse(entry.body);
       this.#runs.set(body.grantId, {
         ...body,
+        within: this.#around(body.parent),
+        place: body.place,
         keeperPid: body.pid,
         keeperStartTicks: body.startTicks,
         graceMs: graceMsDefault,
@@ -298,6 +317,7 @@ export class Runs implements AsyncDisposable {
       ...(ask.ttlMs === undefined ? {} : { ttlMs: ask.ttlMs }),
       credentials: [...ask.wanted],
       containment,
+      ...(ask.onExit === undefined ? {} : { onExit: ask.onExit }),
       ...(parent === undefined ? {} : { parent }),
     });
     const { claims } = granted;
@@ -308,14 +328,15 @@ export class Runs implements AsyncDisposable {
       if (since !== undefined || this.#isRevoked(run)) throw revokedMeanwhile(since);
       // The outer run may have ended while this one was asked for.
       this.#parentOf(ask, peer);
-      const environment = this.#open(granted.sealed, claims, ask);
+      const values = this.#open(granted.sealed, claims, ask);
+      const wipe = (): void => values.forEach(({ value }) => value.fill(0));
       const subject = localUser(hostName, peer.uid);
       run.releasedSeq = await spool().append(
         'released',
         releasedBody(run, claims, ask, { ...peer, subject }),
       );
       if (this.#isRevoked(run)) {
-        environment.forEach(([, value]) => value.fill(0));
+        wipe();
         throw revokedMeanwhile(undefined);
       }
       grantsReleased.add(1);
@@ -326,10 +347,18 @@ export class Runs implements AsyncDisposable {
         graceMs: run.graceMs,
         environment: [
           ...ask.plain.map(([name, value]) => [name, Buffer.from(value)] as const),
-          ...environment,
+          ...values.flatMap(({ deliver, name, value }) =>
+            deliver === 'env' ? [[name, value] as const] : [],
+          ),
         ],
-        notes: granted.notes,
-        wipe: () => environment.forEach(([, value]) => value.fill(0)),
+        delivered: values.flatMap(({ deliver, name, value }) =>
+          deliver === 'env' ? [] : [[deliver, name, value] as const],
+        ),
+        onExit: claims.onExit ?? 'kill',
+        keep: ask.keep,
+        drop: ask.drop,
+        notes: [...granted.notes, ...this.#growth(ask, peer)],
+        wipe,
       };
     } catch (error) {
       // The control plane has a grant here that nobody holds: the record says so, to a revocation too.
@@ -357,6 +386,18 @@ export class Runs implements AsyncDisposable {
       this.#options.groups.drop(runId);
       throw error;
     }
+  }
+
+  #growth({ manifest }: Ask, { uid }: Peer): string[] {
+    if (manifest === undefined) return [];
+    const lines = this.#options.manifests.growth(uid, manifest);
+    this.#options.manifests.remember(uid, manifest);
+    return lines;
+  }
+
+  /** A parent, and what is around it. */
+  #around(parent: string | undefined): string[] {
+    return parent === undefined ? [] : [parent, ...(this.#runs.get(parent)?.within ?? [])];
   }
 
   /** Read through a method: a revocation may have come during an await. */
@@ -401,6 +442,10 @@ export class Runs implements AsyncDisposable {
       containment: claims.containment,
       ceilingBootMs: Math.floor(askedBootMs + ceilingMs),
       graceMs: claims.graceMs,
+      within: this.#around(claims.parent),
+      place: ask.wanted.some(({ deliver }) => deliver === 'file' || deliver === 'fifo')
+        ? ask.place
+        : undefined,
       releasedSeq: Number.POSITIVE_INFINITY,
       ...atStart(),
     };
@@ -408,14 +453,14 @@ export class Runs implements AsyncDisposable {
     return run;
   }
 
-  #open(sealed: Uint8Array, claims: GrantClaims, ask: Ask): [string, Uint8Array][] {
+  #open(sealed: Uint8Array, claims: GrantClaims, ask: Ask): Opened[] {
     if (createHash('sha256').update(sealed).digest('hex') !== claims.sealedSha256) {
       throw new CustodyError('internal', 'the sealed values are not those that the grant was signed for');
     }
     const plaintext = this.#options.sealingKey.open(sealed);
     try {
       const values = decodeFields(plaintext);
-      return ask.wanted.map(({ name, path, field }) => {
+      return ask.wanted.map(({ name, path, field, deliver = 'env' }) => {
         const value = values.get(name);
         if (
           value === undefined ||
@@ -423,19 +468,28 @@ export class Runs implements AsyncDisposable {
         ) {
           throw new CustodyError('internal', `the control plane sent no value for ${name}`);
         }
-        if (value.includes(0)) {
+        if (deliver === 'env' && value.includes(0)) {
           throw new CustodyError(
             'run_unacceptable',
             `${path}/${field} holds a NUL byte: no environment variable can`,
             {
-              next: 'store it in another encoding, such as base64',
+              next: 'deliver it by --file, --fifo or --fd, or store it in another encoding, such as base64',
             },
           );
         }
-        return [name, Uint8Array.from(value)];
+        return { deliver, name, value: Uint8Array.from(value) };
       });
     } finally {
       plaintext.fill(0);
+    }
+  }
+
+  /** What stood inside a run that is over has nobody around it: it ends too, wherever it is. */
+  #endWithin({ grantId }: Run): void {
+    for (const inner of this.#runs.values()) {
+      if (inner.within[0] !== grantId || inner.told !== undefined) continue;
+      if (inner.keeper !== undefined) inner.keeper.end('agent', 0);
+      else if (inner.releasedSeq !== Number.POSITIVE_INFINITY) void this.#sweep(inner);
     }
   }
 
@@ -505,7 +559,7 @@ export class Runs implements AsyncDisposable {
       const cause = run.keeper !== undefined && startedBootMs >= run.ceilingBootMs ? 'ceiling' : 'lost';
       const inGroup = groups.membersOf(run.runId);
       groups.killAll(run.runId);
-      const found = await this.#options.sweep(run.grantId, { keeper: keeperOf(run) });
+      const found = await this.#options.sweep(run.grantId, { keeper: keeperOf(run), place: run.place });
       if (!this.#runs.has(run.grantId)) return;
       if (found.emptyBootMs === undefined) throw new Error(found.complaints[0] ?? 'processes are left');
       if (!(await groups.emptied(run.runId))) throw new Error('processes are left in its group');
@@ -544,6 +598,7 @@ export class Runs implements AsyncDisposable {
     clearTimeout(run.watch);
     this.#options.groups.drop(run.runId);
     this.#record('ended', endedBody(run, end));
+    this.#endWithin(run);
     const { revoked } = run;
     if (revoked === undefined) return;
     revokedToEmpty.record(end.emptyBootMs - revoked.heardBootMs);

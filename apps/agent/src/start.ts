@@ -16,6 +16,7 @@ import { groupPlaces, Groups, type GroupPlaces } from './groups.ts';
 import { loadIdentity, type Identity } from './identity.ts';
 import { Link } from './link.ts';
 import type { Log } from './log.ts';
+import { Manifests } from './manifests.ts';
 import { isAlive, isStopped } from './process.ts';
 import { Runs } from './runs.ts';
 import { Shipper } from './shipping.ts';
@@ -40,8 +41,11 @@ export async function startAgent(
   await using stack = new AsyncDisposableStack();
   const { hostId, controlPlaneKey } = identity;
 
+  const manifests = await Manifests.open(join(config.dataDir, 'manifests.json'), log);
+  stack.use(manifests);
   const groups = stack.use(new Groups({ hostId, places: config.groups ? placesHere() : nowhere, log }));
   const runs: Runs = new Runs({
+    manifests,
     hostName: identity.name,
     sealingKey: identity.sealingKey,
     link: () => link,

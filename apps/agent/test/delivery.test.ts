@@ -1,4 +1,5 @@
 // Owns the proof of what a run may ask for: references and plain values, in their order, bounded, and in UTF-8.
+import { keptNames, scrubbedNames } from '@custody/core/ambient';
 import { CustodyError } from '@custody/core/errors';
 import { runCredentialsMax, ttlMsMax, ttlMsMin } from '@custody/core/limits';
 import { KeeperError } from '@custody/keeper/error';
@@ -112,6 +113,113 @@ describe('bounds', () => {
   });
 });
 
+describe('a way of delivery', () => {
+  it('is that of the flag, and the later of two counts', () => {
+    const { wanted } = read(
+      ['place', '/dev/shm'],
+      ['file', 'A=custody://a/b'],
+      ['fd', 'B=custody://a/b'],
+      ['fifo', 'C=custody://a/b'],
+      ['env', 'A=custody://c/d'],
+    );
+    expect(wanted).toEqual([
+      { name: 'A', path: 'c', field: 'd' },
+      { name: 'B', path: 'a', field: 'b', deliver: 'fd' },
+      { name: 'C', path: 'a', field: 'b', deliver: 'fifo' },
+    ]);
+  });
+
+  it('that needs memory is refused where there is none, in one clear line', () => {
+    const error = refusal(['file', 'A=custody://a/b']);
+    expect(error.code).toBe('run_unacceptable');
+    expect(error.publicMessage).toContain('A cannot be delivered by file');
+    expect(error.next).toContain('--fd');
+    expect(read(['fd', 'A=custody://a/b']).wanted).toHaveLength(1);
+  });
+});
+
+describe('the environment', () => {
+  it('is left alone, cleaned or scrubbed', () => {
+    expect(read()).toMatchObject({ keep: undefined, drop: undefined });
+    expect(read(['clean', '1'], ['keep', 'CI_*']).keep).toEqual([...keptNames, 'CI_*']);
+    expect(read(['scrub', '1'], ['drop', 'ACME_*']).drop).toEqual([...scrubbedNames, 'ACME_*']);
+    expect(refusal(['keep', 'A=b']).publicMessage).toContain('--keep');
+  });
+
+  it('on-exit is kill or wait', () => {
+    expect(read(['on_exit', 'wait']).onExit).toBe('wait');
+    expect(refusal(['on_exit', 'later']).publicMessage).toContain('--on-exit');
+  });
+});
+
+describe('a manifest', () => {
+  const manifest = (content: object, ...more: Field[]): Field[] => [
+    ['manifest_path', 'custody.json'],
+    ['manifest', JSON.stringify({ version: 1, ...content })],
+    ['place', '/dev/shm'],
+    ...more,
+  ];
+  const run = (content: object, words: string[], ...more: Field[]) =>
+    readAsk(
+      frame(
+        ['cwd', '/srv/app'],
+        ['containment', 'subreaper'],
+        ...manifest(content, ...more),
+        ...words.map((word) => ['arg', word] as const),
+      ),
+    );
+
+  it('says what a command needs; files and flags overrule it', () => {
+    const content = {
+      env: { A: 'custody://a/b', B: 'custody://a/b', C: 'custody://a/b' },
+      file: { D: 'custody://a/b' },
+      ttl: '10m',
+      reason: 'tests',
+      onExit: 'wait',
+      scrub: true,
+    };
+    const asked = run(
+      content,
+      ['npm', 'test'],
+      ['env_file', 'B=plain'],
+      ['fd', 'C=custody://x/y'],
+      ['ttl_ms', 5_000],
+    );
+    expect(asked.wanted).toEqual([
+      { name: 'A', path: 'a', field: 'b' },
+      { name: 'C', path: 'x', field: 'y', deliver: 'fd' },
+      { name: 'D', path: 'a', field: 'b', deliver: 'file' },
+    ]);
+    expect(asked).toMatchObject({ plain: [['B', 'plain']], ttlMs: 5_000, reason: 'tests', onExit: 'wait' });
+    expect([asked.keep, asked.drop, asked.manifest?.path]).toEqual([
+      undefined,
+      scrubbedNames,
+      '/srv/app/custody.json',
+    ]);
+  });
+
+  it('gives a section to the commands that begin with its words', () => {
+    const content = {
+      env: { A: 'custody://a/b' },
+      commands: {
+        npm: { env: { B: 'custody://a/b' }, ttl: '1m' },
+        'npm publish': { env: { C: 'custody://a/b' }, ttl: '2m' },
+      },
+    };
+    const names = (...words: string[]) =>
+      run(content, words)
+        .wanted.map(({ name }) => name)
+        .join('');
+    expect([names('npm', 'publish', '--dry'), names('npm', 'test'), names('npmx'), names('node')]).toEqual([
+      'ABC',
+      'AB',
+      'A',
+      'A',
+    ]);
+    expect(run(content, ['npm', 'publish']).ttlMs).toBe(120_000);
+  });
+});
+
 it('what else a run says is kept, and an empty value counts as none', () => {
   expect(
     read(
@@ -153,6 +261,11 @@ it('no frame does anything but ask or be refused', () => {
     'reason',
     'parent',
     'containment',
+    'file',
+    'fd',
+    'manifest',
+    'keep',
+    'on_exit',
     'traceparent',
     'other',
   );

@@ -100,6 +100,8 @@ export interface Scene {
   readonly link: FakeLink;
   readonly clock: Clock;
   readonly swept: string[];
+  /** From where files were removed. */
+  readonly places: string[];
   readonly log: () => string;
   /** What the next sweeps find. */
   found: () => Promise<SweepResult>;
@@ -120,6 +122,7 @@ export async function scene(more: Partial<RunsOptions> = {}): Promise<Scene> {
     link,
     clock,
     swept: [],
+    places: [],
     living: new Set([peer.pid]),
     log: text,
     outside: async () => [],
@@ -129,8 +132,10 @@ export async function scene(more: Partial<RunsOptions> = {}): Promise<Scene> {
       sealingKey,
       link: () => link,
       spool: () => spool,
-      sweep: (id) => {
+      manifests: { growth: () => [], remember: () => {} },
+      sweep: (id, { place }) => {
         made.swept.push(id);
+        if (place !== undefined) made.places.push(place);
         return made.found();
       },
       groups: noGroups,
@@ -169,6 +174,11 @@ export const ask = (more: Partial<Ask> = {}): Ask => ({
   traceparent: undefined,
   wanted: [{ name: 'STRIPE_KEY', path: 'prod/stripe', field: 'api_key' }],
   plain: [['MODE', 'test']],
+  onExit: undefined,
+  keep: undefined,
+  drop: undefined,
+  place: undefined,
+  manifest: undefined,
   ...more,
 });
 

@@ -107,6 +107,8 @@ function explained(found: Awaited<ReturnType<typeof ask<'policy.explain'>>>): st
     );
   if (found.freshness?.kind === 'best_effort') lines.push('  freshness best_effort');
   if (found.containment !== undefined) lines.push(`  requires containment ${found.containment.join(', ')}`);
+  if (found.deliver !== undefined) lines.push(`  deliver ${found.deliver.join(' ')}`);
+  if (found.onExit !== undefined) lines.push(`  on_exit ${found.onExit}`);
   if (found.next !== undefined) lines.push(`  ${found.next}`);
   return lines.join('\n');
 }

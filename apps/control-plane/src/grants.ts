@@ -1,15 +1,18 @@
 // Owns the decision on a run: policy, ceiling, values sealed to the host, and the record of it.
 import { createHash } from 'node:crypto';
-import { deniedByPolicy, localUser } from '@custody/core/cedar';
+import { deniedByPolicy, deniedDelivery, localUser } from '@custody/core/cedar';
 import { CustodyError } from '@custody/core/errors';
 import { decideCeiling } from '@custody/core/grant';
 import { ceilingMsDefault, graceMsDefault, keeperLagMsMax } from '@custody/core/limits';
 import {
+  decideOnExit,
   freshnessDefault,
   missingContainment,
+  stricterOnExit,
   unionOf,
   type Containment,
   type Freshness,
+  type OnExit,
 } from '@custody/core/policy';
 import { encodeFields } from '@custody/crypto/payload';
 import { sealTo } from '@custody/crypto/seal';
@@ -44,6 +47,7 @@ interface Obliged {
   readonly ceilingMs: number;
   readonly freshness: Freshness;
   readonly containment: readonly Containment[];
+  readonly onExit: OnExit | undefined;
   readonly policyIds: readonly string[];
 }
 
@@ -114,6 +118,7 @@ export class Grants {
       requestMs: request.ttlMs,
       parentMs,
     });
+    const { onExit, note: exitNote } = decideOnExit(obliged.onExit, request.onExit);
     const { credentials, sealed } = await this.#collect(host, request);
     const sealedSha256 = createHash('sha256').update(sealed).digest('hex');
     const grantId = newId('g');
@@ -135,6 +140,7 @@ export class Grants {
           policyIds: [...obliged.policyIds],
           containment,
           ...(request.parent === undefined ? {} : { parent: request.parent.grantId }),
+          ...(onExit === 'kill' ? {} : { onExit }),
           epoch,
           sealedSha256,
           grantedAt: grantedAt.toISOString(),
@@ -166,7 +172,7 @@ export class Grants {
       ok: true,
       grant: grant.jws,
       sealed: Buffer.from(sealed).toString('base64'),
-      notes: note === undefined ? [] : [note],
+      notes: [note, exitNote].filter((line) => line !== undefined),
     };
   }
 
@@ -183,21 +189,26 @@ export class Grants {
       ceilingMs: ceilingMsDefault,
       freshness: freshnessDefault,
       containment: [],
+      onExit: undefined,
       policyIds: [],
     };
-    for (const [index, { path }] of request.credentials.entries()) {
+    for (const [index, wanted] of request.credentials.entries()) {
+      const { path, deliver = 'env' } = wanted;
       const { uid, reason } = request;
       const program = request.command[0] ?? '';
       const decision = engine.decide({ host: host.name, labels: host.labels, uid, path, program, reason });
       if (!decision.allow) throw deniedByPolicy(subject, path, revision, decision.policyIds);
-      const { ceilingMs, freshness, containment } = decision.obligations;
+      const { ceilingMs, freshness, containment, onExit, deliver: allowed } = decision.obligations;
+      if (!allowed.includes(deliver))
+        throw deniedDelivery({ ...wanted, deliver }, revision, decision.policyIds, allowed);
       obliged =
         index === 0
-          ? { ceilingMs, freshness, containment, policyIds: decision.policyIds }
+          ? { ceilingMs, freshness, containment, onExit, policyIds: decision.policyIds }
           : {
               ceilingMs: Math.min(obliged.ceilingMs, ceilingMs),
               freshness: tighter(obliged.freshness, freshness),
               containment: unionOf([obliged.containment, containment]),
+              onExit: stricterOnExit([obliged.onExit, onExit]),
               policyIds: [...new Set([...obliged.policyIds, ...decision.policyIds])],
             };
     }

@@ -8,6 +8,7 @@ import {
   type HoldRequest,
 } from '@custody/core/cedar';
 import { CustodyError } from '@custody/core/errors';
+import { deliveries } from '@custody/core/policy';
 import type { Database } from '@custody/store/database';
 import type { HostRow } from '@custody/store/hosts';
 import * as store from '@custody/store/policies';
@@ -132,12 +133,14 @@ export class Policies {
       const next = `permit (principal == LocalUser::"${subject}", action == Action::"hold", resource == Secret::"${path}"); would allow it`;
       return { allow, subject, path, revision, policyIds: [...policyIds], why: whyDenied(decision), next };
     }
-    const { ceilingMs, freshness, containment } = decision.obligations;
+    const { ceilingMs, freshness, containment, deliver, onExit } = decision.obligations;
     const why = `permitted by ${policyIds.join(', ')}`;
     const obliged = {
       ceilingMs,
       freshness,
       ...(containment.length === 0 ? {} : { containment: [...containment] }),
+      ...(deliver.length === deliveries.length ? {} : { deliver: [...deliver] }),
+      ...(onExit === undefined ? {} : { onExit }),
     };
     return { allow, subject, path, revision, policyIds: [...policyIds], ...obliged, why };
   }

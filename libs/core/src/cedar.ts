@@ -3,7 +3,7 @@ import * as cedar from '@cedar-policy/cedar-wasm/nodejs';
 import { CustodyError } from './errors.ts';
 import { decisionsKeptMax, policiesMax, policyTextBytesMax } from './limits.ts';
 import { foldersOf } from './names.ts';
-import { annotationProblem, combineObligations, type Obligations } from './policy.ts';
+import { annotationProblem, combineObligations, type Delivery, type Obligations } from './policy.ts';
 
 /** What policies may speak of. A policy that names anything else is refused when it is applied. */
 export const policySchema = `
@@ -123,6 +123,33 @@ export function deniedByPolicy(
   return new CustodyError('denied_by_policy', why, {
     next: `missing permission: Action::"hold" on Secret::"${path}"; see custody policy explain --subject ${subject} --secret ${path}`,
   });
+}
+
+/** The refusal of a delivery that some permitting policy does not allow. */
+export function deniedDelivery(
+  wanted: {
+    readonly name: string;
+    readonly path: string;
+    readonly field: string;
+    readonly deliver: Delivery;
+  },
+  revision: number,
+  policyIds: readonly string[],
+  allowed: readonly Delivery[],
+): CustodyError {
+  const { name, path, field, deliver } = wanted;
+  const [first] = allowed;
+  const ways = allowed.length === 0 ? 'no way at all' : allowed.join(' or ');
+  return new CustodyError(
+    'denied_by_policy',
+    `policy ${policyIds.join(', ')} (revision ${revision}) lets ${path} be delivered by ${ways}, not by ${deliver}`,
+    {
+      next:
+        first === undefined
+          ? 'its policies contradict each other: ask an operator'
+          : `use --${first} ${name}=custody://${path}/${field}`,
+    },
+  );
 }
 
 /** One policy set, parsed once. `slot` names its place in Cedar's cache: two engines of one slot are right, and slow. */

@@ -25,6 +25,13 @@ export const runArgumentsMax = 4_096;
 export const runCommandBytesMax = 65_536;
 /** @public The keeper's ENV_FILE_BYTES_MAX; test/tidy holds the two together. */
 export const envFileBytesMax = 65_536;
+/** A manifest, its sections, and of how many an agent remembers what they asked for. */
+/** @public The keeper's MANIFEST_BYTES_MAX; test/tidy holds the two together. */
+export const manifestBytesMax = 65_536;
+export const manifestCommandsMax = 64;
+export const manifestsRememberedMax = 1_024;
+export const patternsMax = 256;
+export const patternBytesMax = 256;
 export const runsPerHostMax = 4_096;
 export const processRowsMax = 256;
 export const ttlMsMin = 100;

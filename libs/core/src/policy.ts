@@ -8,11 +8,22 @@ export type Freshness = { readonly kind: 'strict'; readonly ms: number } | { rea
 export const containments = ['cgroup', 'subreaper', 'kqueue'] as const;
 export type Containment = (typeof containments)[number];
 
+/** How a value reaches a run: its environment, a file in memory, a fifo that can be read once, an open descriptor. */
+export const deliveries = ['env', 'file', 'fifo', 'fd'] as const;
+export type Delivery = (typeof deliveries)[number];
+
+/** What becomes of the rest of a tree when its root has exited. */
+export const onExits = ['kill', 'wait'] as const;
+export type OnExit = (typeof onExits)[number];
+
 export interface Obligations {
   readonly ceilingMs: number;
   readonly freshness: Freshness;
   /** Every mechanism that some permitting policy requires, sorted. */
   readonly containment: readonly Containment[];
+  /** Those that every permitting policy allows. */
+  readonly deliver: readonly Delivery[];
+  readonly onExit: OnExit | undefined;
 }
 
 export const freshnessDefault: Freshness = { kind: 'strict', ms: 300_000 };
@@ -24,6 +35,8 @@ export const knownAnnotations: readonly string[] = [
   'ceiling',
   'freshness',
   'containment',
+  'deliver',
+  'on_exit',
 ];
 
 /** Why an annotation's value cannot be read, or undefined when it can. */
@@ -42,6 +55,10 @@ export function annotationProblem(name: string, value: string): string | undefin
   if (name === 'containment' && !isContainment(value)) {
     return `@containment("${value}") is none of ${containments.map((each) => `"${each}"`).join(', ')}`;
   }
+  if (name === 'deliver' && parseDeliver(value) === undefined) {
+    return `@deliver("${value}") is not a list of ${deliveries.join(', ')}, such as "file fd"`;
+  }
+  if (name === 'on_exit' && !isOnExit(value)) return `@on_exit("${value}") is neither "kill" nor "wait"`;
   if (name === 'id' && !/^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$/.test(value))
     return `@id("${value}") is not a name`;
   return undefined;
@@ -56,9 +73,12 @@ export function combineObligations(annotations: readonly Readonly<Record<string,
     freshness = stricter(freshness, parseFreshness(each['freshness'] ?? '') ?? freshnessDefault);
   }
   const containment = unionOf(annotations.map((each) => [each['containment'] ?? ''].filter(isContainment)));
+  const allowed = annotations.map((each) => parseDeliver(each['deliver'] ?? '') ?? deliveries);
+  const deliver = deliveries.filter((each) => allowed.every((set) => set.includes(each)));
+  const onExit = stricterOnExit(annotations.map((each) => each['on_exit']).filter(isOnExit));
   return annotations.length === 0
-    ? { ceilingMs: 0, freshness: freshnessDefault, containment }
-    : { ceilingMs, freshness, containment };
+    ? { ceilingMs: 0, freshness: freshnessDefault, containment, deliver, onExit }
+    : { ceilingMs, freshness, containment, deliver, onExit };
 }
 
 /** The mechanisms of all the sets, each once, sorted. */
@@ -74,6 +94,35 @@ export function missingContainment(required: readonly Containment[], offered: Co
 
 function isContainment(word: string): word is Containment {
   return (containments as readonly string[]).includes(word);
+}
+
+/** `kill` where one of them says so. */
+export function stricterOnExit(all: readonly (OnExit | undefined)[]): OnExit | undefined {
+  return all.includes('kill') ? 'kill' : all.find((each) => each !== undefined);
+}
+
+/** What a run does when its root has exited, and a line where that is not what was asked for. */
+export function decideOnExit(
+  policy: OnExit | undefined,
+  asked: OnExit | undefined,
+): { onExit: OnExit; note: string | undefined } {
+  const refused = policy === 'kill' && asked === 'wait';
+  return {
+    onExit: refused ? 'kill' : (asked ?? policy ?? 'kill'),
+    note: refused ? 'on-exit wait is more than the policy allows: on-exit is kill' : undefined,
+  };
+}
+
+function parseDeliver(text: string): readonly Delivery[] | undefined {
+  const words = text.split(/[ ,]+/).filter((word) => word !== '');
+  const known = deliveries.filter((each) => words.includes(each));
+  return words.length > 0 && words.every((word) => (deliveries as readonly string[]).includes(word))
+    ? known
+    : undefined;
+}
+
+function isOnExit(word: string | undefined): word is OnExit {
+  return word === 'kill' || word === 'wait';
 }
 
 function parseFreshness(text: string): Freshness | undefined {

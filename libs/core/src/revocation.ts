@@ -9,6 +9,8 @@ export interface RevocationTarget {
 /** What a revocation may hit: a grant as the host or the control plane knows it. */
 export interface RevocableGrant {
   readonly grantId: string;
+  /** The grants around it, for a run inside a run: it ends with each of them. */
+  readonly within?: readonly string[];
 }
 
 /**
@@ -21,5 +23,5 @@ export function classify(cursor: number, epoch: number): 'apply' | 'known' | 'ga
 }
 
 export function hits(target: RevocationTarget, grant: RevocableGrant): boolean {
-  return target.id === grant.grantId;
+  return target.id === grant.grantId || (grant.within ?? []).includes(target.id);
 }

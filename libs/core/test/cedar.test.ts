@@ -89,7 +89,7 @@ describe('a decision', () => {
 @id("a") @ceiling("1h") @freshness("best_effort") permit (principal, action, resource);
 @id("b") @ceiling("5m") @freshness("strict 60s") permit (principal, action, resource in Folder::"prod");
 @id("c") @ceiling("1s") permit (principal, action, resource in Folder::"test");`;
-    expect(engineOf(text).decide(request())).toEqual({
+    expect(engineOf(text).decide(request())).toMatchObject({
       allow: true,
       policyIds: ['a', 'b'],
       obligations: { ceilingMs: 300_000, freshness: { kind: 'strict', ms: 60_000 }, containment: [] },

@@ -11,6 +11,7 @@ import {
   knownAnnotations,
   missingContainment,
   unionOf,
+  decideOnExit,
 } from '../src/policy.ts';
 import { classify, hits } from '../src/revocation.ts';
 
@@ -114,7 +115,7 @@ describe('obligations', () => {
         { ceiling: '5m', freshness: 'strict 60s' },
         { ceiling: '15m', freshness: 'strict 10s' },
       ]),
-    ).toEqual({ ceilingMs: 300_000, freshness: { kind: 'strict', ms: 10_000 }, containment: [] });
+    ).toMatchObject({ ceilingMs: 300_000, freshness: { kind: 'strict', ms: 10_000 }, containment: [] });
   });
 
   it('require every containment that one of the policies requires', () => {
@@ -135,7 +136,7 @@ describe('obligations', () => {
       ceilingMs: ceilingMsDefault,
       freshness: freshnessDefault,
     });
-    expect(combineObligations([{}, { ceiling: '7d', freshness: 'best_effort' }])).toEqual({
+    expect(combineObligations([{}, { ceiling: '7d', freshness: 'best_effort' }])).toMatchObject({
       ceilingMs: ceilingMsDefault,
       freshness: freshnessDefault,
       containment: [],
@@ -146,11 +147,38 @@ describe('obligations', () => {
     expect(combineObligations([]).ceilingMs).toBe(0);
   });
 
+  it('of delivery and of the end are what all allow, and kill where one says so', () => {
+    const of = (...all: Record<string, string>[]) => {
+      const { deliver, onExit } = combineObligations(all);
+      return [deliver.join(' '), onExit];
+    };
+    expect(of({})).toEqual(['env file fifo fd', undefined]);
+    expect(of({ deliver: 'fd, file' }, {})).toEqual(['file fd', undefined]);
+    expect(of({ deliver: 'file fd' }, { deliver: 'env fd' })).toEqual(['fd', undefined]);
+    expect(of({ deliver: 'file' }, { deliver: 'env' })).toEqual(['', undefined]);
+    expect(of({ on_exit: 'wait' }, {})[1]).toBe('wait');
+    expect(of({ on_exit: 'wait' }, { on_exit: 'kill' })[1]).toBe('kill');
+  });
+
+  it.each([
+    [undefined, undefined, 'kill', false],
+    [undefined, 'wait', 'wait', false],
+    ['wait', undefined, 'wait', false],
+    ['wait', 'kill', 'kill', false],
+    ['kill', undefined, 'kill', false],
+    ['kill', 'wait', 'kill', true],
+  ] as const)('policy %s and run %s make %s', (policy, asked, onExit, noted) => {
+    const made = decideOnExit(policy, asked);
+    expect([made.onExit, made.note !== undefined]).toEqual([onExit, noted]);
+  });
+
   it('never grow when one more policy permits', () => {
     const annotations = fc.record(
       {
         ceiling: fc.constantFrom('1s', '30s', '15m', '1h', '7d', '500ms'),
         freshness: fc.constantFrom('best_effort', 'strict 1s', 'strict 60s', 'strict 1h'),
+        deliver: fc.constantFrom('env', 'file fd', 'env,file,fifo,fd'),
+        on_exit: fc.constantFrom('kill', 'wait'),
       },
       { requiredKeys: [] },
     );
@@ -161,6 +189,8 @@ describe('obligations', () => {
         const [less, more] = [combineObligations(before), combineObligations([...before, one])];
         expect(more.ceilingMs).toBeLessThanOrEqual(less.ceilingMs);
         expect(strictness(more)).toBeLessThanOrEqual(strictness(less));
+        expect(less.deliver).toEqual(expect.arrayContaining([...more.deliver]));
+        if (less.onExit === 'kill') expect(more.onExit).toBe('kill');
       }),
     );
   });
@@ -179,6 +209,9 @@ describe('obligations', () => {
     ['freshness', 'lenient 60s'],
     ['containment', ''],
     ['containment', 'docker'],
+    ['deliver', ''],
+    ['deliver', 'env disk'],
+    ['on_exit', 'detach'],
     ['id', ''],
     ['id', 'a b'],
     ['id', 'a\nb'],
@@ -194,10 +227,11 @@ describe('obligations', () => {
       ceiling: '7d',
       freshness: 'strict 60s',
       containment: 'cgroup',
+      deliver: 'file fd',
+      on_exit: 'kill',
     };
-    expect(knownAnnotations.map((name) => annotationProblem(name, good[name] ?? ''))).toEqual(
-      knownAnnotations.map(() => undefined),
-    );
+    const problems = knownAnnotations.map((name) => annotationProblem(name, good[name] ?? ''));
+    expect(problems.filter((problem) => problem !== undefined)).toEqual([]);
   });
 });
 
@@ -227,5 +261,7 @@ describe('a revocation', () => {
     const target = { kind: 'grant', id: 'g_00000001' } as const;
     expect(hits(target, { grantId: 'g_00000001' })).toBe(true);
     expect(hits(target, { grantId: 'g_000000010' })).toBe(false);
+    expect(hits(target, { grantId: 'g_00000003', within: ['g_00000002', 'g_00000001'] })).toBe(true);
+    expect(hits(target, { grantId: 'g_00000003', within: ['g_00000002'] })).toBe(false);
   });
 });

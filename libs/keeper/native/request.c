@@ -17,6 +17,7 @@
 /* Puts a file's bytes in the frame, from a descriptor that is closed. */
 static bool put_file(int fd, const char *key, const char *flag, const char *path) {
   static char bytes[ENV_FILE_BYTES_MAX + 1];
+  _Static_assert(MANIFEST_BYTES_MAX == ENV_FILE_BYTES_MAX, "one buffer for both");
   size_t held = 0;
   ssize_t got = 0;
   while (held < sizeof bytes && (got = read(fd, bytes + held, sizeof bytes - held)) > 0) held += (size_t)got;

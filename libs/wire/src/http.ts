@@ -14,6 +14,7 @@ import {
   command,
   containment,
   count,
+  delivery,
   fieldName,
   freshness,
   held,
@@ -21,6 +22,7 @@ import {
   id,
   jws,
   labels,
+  onExit,
   reason,
   plainText,
   secretPath,
@@ -191,6 +193,9 @@ export const explanation = z.strictObject({
   freshness: freshness.optional(),
   /** What the host must offer, where a policy requires it. */
   containment: z.array(containment).optional(),
+  /** The deliveries allowed, where some are not. */
+  deliver: z.array(delivery).optional(),
+  onExit: onExit.optional(),
   why: z.string(),
   next: z.string().optional(),
 });

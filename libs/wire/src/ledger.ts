@@ -43,6 +43,8 @@ export const hostKinds = {
     containment,
     parent: id.optional(),
     reason: z.string().optional(),
+    /** Where its files stand, in memory, in a folder named after the grant. */
+    place: z.string().optional(),
   }),
   started: z.strictObject({ ...run, pid: count, startTicks: z.string() }),
   ended: z.strictObject({

@@ -12,6 +12,7 @@ import {
   id,
   jws,
   labels,
+  onExit,
   plainText,
   reason,
   timestamp,
@@ -66,6 +67,8 @@ export const grantRequest = z.strictObject({
   ttlMs: ttlMs.optional(),
   credentials: z.array(wanted).max(runCredentialsMax),
   containment,
+  /** What the run asks for; absent: as the policy says, else `kill`. */
+  onExit: onExit.optional(),
   parent: z.strictObject({ grantId: id, remainingMs: count }).optional(),
 });
 export type GrantRequest = z.infer<typeof grantRequest>;
@@ -86,6 +89,8 @@ export const grantClaims = z.strictObject({
   policyIds: z.array(z.string()),
   containment,
   parent: id.optional(),
+  /** What becomes of what the root leaves behind; absent: `kill`. */
+  onExit: onExit.optional(),
   /** The revocation epoch at the decision: the host must have applied it before it releases. */
   epoch: count,
   /** SHA-256 of the sealed box that comes with the grant, hex: nobody on the way can put another in its place. */

@@ -9,7 +9,7 @@ import {
   ttlMsMax,
   ttlMsMin,
 } from '@custody/core/limits';
-import { containments } from '@custody/core/policy';
+import { containments, deliveries, onExits } from '@custody/core/policy';
 import { isEnvironmentName, isFieldName, isHostName, isSecretPath } from '@custody/core/names';
 
 export const id = z
@@ -54,7 +54,15 @@ export const freshness = z.discriminatedUnion('kind', [
 ]);
 
 /** One credential of a run: the variable it stands in, and the address of its value. */
-export const wanted = z.strictObject({ name: environmentName, path: secretPath, field: fieldName });
+export const delivery = z.enum(deliveries);
+export const onExit = z.enum(onExits);
+export const wanted = z.strictObject({
+  name: environmentName,
+  path: secretPath,
+  field: fieldName,
+  /** How the value reaches the run; absent: in its environment. */
+  deliver: delivery.optional(),
+});
 export const held = z.strictObject({ ...wanted.shape, version: z.int().positive() });
 export type Wanted = z.infer<typeof wanted>;
 export type Held = z.infer<typeof held>;

@@ -1,0 +1,70 @@
+// Owns the proof that a run inside a run ends with each of those around it, and has a receipt of its own.
+import type { JsonObject } from '@custody/ledger/canonical';
+import type { LedgerEntry } from '@custody/ledger/entry';
+import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
+import { ask, ended, FakeKeeper, peer, revocation, scene, type Scene, type Written } from './fakes.ts';
+import { at, grantId, hostId, settle } from './support.ts';
+
+// Timers stand still; everything else is real.
+beforeEach(() => void vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout'] }));
+afterEach(() => void vi.useRealTimers());
+
+/** A run whose keeper is attached and whose root has started. */
+async function running(s: Scene): Promise<FakeKeeper> {
+  const { grantId: id } = await s.runs.admit(ask(), peer);
+  const keeper = new FakeKeeper();
+  s.runs.attach(id, keeper);
+  s.runs.started(id, 5000, '123');
+  await settle();
+  return keeper;
+}
+
+const entryOf = ({ kind, body }: Written, index: number): LedgerEntry => ({
+  ...{ v: 1, host: hostId, epoch: 1, seq: index + 1, at, boot_ms: 1, kind, prev: 'a'.repeat(64) },
+  body: body as unknown as JsonObject,
+});
+
+/** The agent's next life: what it finds in its ledger. */
+async function reborn(s: Scene): Promise<Scene> {
+  const next = await scene({ bootMs: s.clock.bootMs });
+  s.spool.written.forEach((written, index) => next.runs.replay(entryOf(written, index)));
+  return next;
+}
+
+describe('a run inside a run', () => {
+  it('ends when any grant around it is revoked, with a receipt of its own, also after a restart', async () => {
+    const s = await scene();
+    const keepers = [await running(s)];
+    for (const [n, parent] of [
+      [2, 1],
+      [3, 2],
+    ] as const) {
+      s.link.claims = { grantId: grantId(n), parent: grantId(parent) };
+      const { grantId: id } = await s.runs.admit(ask({ parent: grantId(parent) }), peer);
+      const keeper = new FakeKeeper();
+      s.runs.attach(id, keeper);
+      keepers.push(keeper);
+    }
+    const next = await reborn(s);
+    for (const each of [s, next])
+      each.runs.revoke(revocation(grantId(1)), s.clock.bootMs(), s.clock.wallClock());
+    for (const keeper of keepers) expect(keeper.told).toEqual([{ cause: 'revoked', graceMs: 0 }]);
+    for (const n of [3, 2, 1]) s.runs.ended(grantId(n), ended(s.clock, { cause: 'revoked' }));
+    await settle();
+    expect(s.spool.of('receipt').map(({ grantId: id }) => id)).toEqual([3, 2, 1].map(grantId));
+    expect(next.swept.toSorted((a, b) => a.localeCompare(b))).toEqual([1, 2, 3].map(grantId));
+    expect(next.spool.of('receipt')).toHaveLength(3);
+  });
+
+  it('that is still there when the outer one is over ends as well', async () => {
+    const s = await scene();
+    await running(s);
+    s.link.claims = { grantId: grantId(2), parent: grantId(1) };
+    await s.runs.admit(ask({ parent: grantId(1) }), peer);
+    const inner = new FakeKeeper();
+    s.runs.attach(grantId(2), inner);
+    s.runs.ended(grantId(1), ended(s.clock));
+    await settle();
+    expect(inner.told).toEqual([{ cause: 'agent', graceMs: 0 }]);
+  });
+});
