@@ -58,6 +58,10 @@ export class Link {
     socket.on('close', () => this.#frames.close(new Error('the keeper closed the connection')));
   }
 
+  next(): Promise<Frame> {
+    return this.#frames.take();
+  }
+
   /** The next frame, which must have that verb. */
   async expect(verb: Frame['verb']): Promise<Frame> {
     const frame = await this.#frames.take();
