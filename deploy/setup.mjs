@@ -12,7 +12,7 @@ const root = path.resolve(path.dirname(fileURLToPath(import.meta.url)), '..');
 const cache = path.join(root, '.cache', 'setup');
 const bins = path.join(root, 'node_modules', '.bin');
 const benchDir = path.join(root, '.cache', 'bench-peers');
-const benchPeers = { 'dotenv-cli': '11.0.0', '@dotenvx/dotenvx': '2.38.2' };
+const benchPeers = { 'dotenv-cli': '11.0.0', '@dotenvx/dotenvx': '2.38.2', 'tree-kill': '1.2.2' };
 
 const nodeMajorMin = 20;
 const stepMsMax = 20 * 60_000;

@@ -67,6 +67,8 @@ const outputs = [
   { name: 'frame-check', sources: ['frame_test.c', 'frame.c'], ways: programs },
   { name: 'pty-run', sources: ['pty_test.c'], ways: programs },
   { name: 'signal-count', sources: ['signal_test.c'], ways: programs },
+  { name: 'agent-least', sources: ['agent_test.c', 'frame.c'], ways: programs },
+  { name: 'spawn-times', sources: ['spawn_test.c'], ways: programs },
 ];
 if (sanitize) {
   // The same keeper as on a kernel that lists no children, and with less patience: paths that only tests take.

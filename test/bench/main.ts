@@ -1,9 +1,10 @@
 // Owns `npm run bench -- NAME`: picks the bench, runs it, writes its results.
+import { keeper } from './keeper.ts';
 import { run } from './run.ts';
 import { up } from './up.ts';
 import { writeResults, type Bench } from './results.ts';
 
-const benches: Readonly<Record<string, Bench>> = { run, up };
+const benches: Readonly<Record<string, Bench>> = { keeper, run, up };
 
 const name = process.argv[2] ?? '';
 const bench = benches[name];
