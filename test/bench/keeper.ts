@@ -254,7 +254,7 @@ function sleepers(): number[] {
 }
 const sleepersLeft = (): number => sleepers().length;
 
-async function started(script: string): Promise<ChildProcess> {
+async function startTree(script: string): Promise<ChildProcess> {
   const child = spawn('sh', ['-c', script], { stdio: ['ignore', 'pipe', 'inherit'] });
   await new Promise((resolve) => child.stdout.once('data', resolve));
   return child;
@@ -273,7 +273,7 @@ async function treeTimes(dir: string): Promise<Record<string, unknown>> {
     const run = await agent.emptied(mixedTree, `bench-tree-${each}`);
     ours.push(run.ms);
     left.keeper += run.survivors;
-    const child = await started(mixedTree);
+    const child = await startTree(mixedTree);
     const fromMs = bootTimeMs();
     await new Promise<void>((resolve) => treeKill(child.pid ?? 0, 'SIGKILL', () => resolve()));
     theirs.push(bootTimeMs() - fromMs);
@@ -318,7 +318,7 @@ async function groupTimes(dir: string): Promise<Record<string, unknown>> {
   for (let each = 0; each < groupRounds; each += 1) {
     ours.push((await agent.emptied(plainTree, `bench-group-${each}`)).ms);
     if (group === undefined) continue;
-    const child = await started(`echo $$ > ${group}/cgroup.procs; ${plainTree}`);
+    const child = await startTree(`echo $$ > ${group}/cgroup.procs; ${plainTree}`);
     const fromMs = bootTimeMs();
     fs.writeFileSync(join(group, 'cgroup.kill'), '1');
     while (!fs.readFileSync(join(group, 'cgroup.events'), 'utf8').includes('populated 0')) continue;

@@ -44,6 +44,14 @@ export class Manifests {
     }
   }
 
+  /** A run of that manifest has its way: the lines to say about it. */
+  granted(uid: number, asking: Asking | undefined): string[] {
+    if (asking === undefined) return [];
+    const lines = this.growth(uid, asking);
+    this.remember(uid, asking);
+    return lines;
+  }
+
   /** What it asks for beyond what it did when it last had its way, as lines for a person; none the first time. */
   growth(uid: number, asking: Asking): string[] {
     const before = this.#seen.get(keyOf(uid, asking));

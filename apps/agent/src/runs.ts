@@ -1,5 +1,4 @@
 // Owns the runs of this host: from asking, through release and revocation, to the ledger entry that closes each.
-import { createHash } from 'node:crypto';
 import { decideCeiling } from '@custody/core/grant';
 import { localUser } from '@custody/core/cedar';
 import { CustodyError } from '@custody/core/errors';
@@ -13,7 +12,6 @@ import {
 import type { Delivery, OnExit } from '@custody/core/policy';
 import { hits } from '@custody/core/revocation';
 import type { SealingKey } from '@custody/crypto/keys';
-import { decodeFields } from '@custody/crypto/payload';
 import type { Outsider } from '@custody/keeper/scan';
 import type { KeeperProcess, SweepResult } from '@custody/keeper/sweep';
 import type { LedgerEntry } from '@custody/ledger/entry';
@@ -44,6 +42,7 @@ import type { RunGroups } from './groups.ts';
 import type { Granted, Link } from './link.ts';
 import type { Log } from './log.ts';
 import type { Manifests } from './manifests.ts';
+import { openValues } from './opening.ts';
 import { startOf } from './process.ts';
 import { atStart, type Run } from './run.ts';
 import type { Spool } from './spool.ts';
@@ -75,12 +74,6 @@ export interface Release {
   wipe(): void;
 }
 
-interface Opened {
-  readonly deliver: Delivery;
-  readonly name: string;
-  readonly value: Uint8Array;
-}
-
 export interface RunsOptions {
   readonly hostName: string;
   readonly sealingKey: SealingKey;
@@ -94,7 +87,7 @@ export interface RunsOptions {
   readonly escapes: () => Pick<Escapes, 'watch' | 'look' | 'lookShared'>;
   /** Whether a keeper is stopped, and so keeps no ceiling. */
   readonly stopped: (pid: number) => boolean;
-  readonly manifests: Pick<Manifests, 'growth' | 'remember'>;
+  readonly manifests: Pick<Manifests, 'granted'>;
   /** Whether a process that may be a keeper still lives. */
   readonly alive: (pid: number) => boolean;
   readonly bootMs: () => number;
@@ -328,7 +321,7 @@ export class Runs implements AsyncDisposable {
       if (since !== undefined || this.#isRevoked(run)) throw revokedMeanwhile(since);
       // The outer run may have ended while this one was asked for.
       this.#parentOf(ask, peer);
-      const values = this.#open(granted.sealed, claims, ask);
+      const values = openValues(this.#options.sealingKey, granted.sealed, claims, ask);
       const wipe = (): void => values.forEach(({ value }) => value.fill(0));
       const subject = localUser(hostName, peer.uid);
       run.releasedSeq = await spool().append(
@@ -357,7 +350,7 @@ export class Runs implements AsyncDisposable {
         onExit: claims.onExit ?? 'kill',
         keep: ask.keep,
         drop: ask.drop,
-        notes: [...granted.notes, ...this.#growth(ask, peer)],
+        notes: [...granted.notes, ...this.#options.manifests.granted(peer.uid, ask.manifest)],
         wipe,
       };
     } catch (error) {
@@ -386,13 +379,6 @@ export class Runs implements AsyncDisposable {
       this.#options.groups.drop(runId);
       throw error;
     }
-  }
-
-  #growth({ manifest }: Ask, { uid }: Peer): string[] {
-    if (manifest === undefined) return [];
-    const lines = this.#options.manifests.growth(uid, manifest);
-    this.#options.manifests.remember(uid, manifest);
-    return lines;
   }
 
   /** A parent, and what is around it. */
@@ -451,37 +437,6 @@ export class Runs implements AsyncDisposable {
     };
     this.#runs.set(run.grantId, run);
     return run;
-  }
-
-  #open(sealed: Uint8Array, claims: GrantClaims, ask: Ask): Opened[] {
-    if (createHash('sha256').update(sealed).digest('hex') !== claims.sealedSha256) {
-      throw new CustodyError('internal', 'the sealed values are not those that the grant was signed for');
-    }
-    const plaintext = this.#options.sealingKey.open(sealed);
-    try {
-      const values = decodeFields(plaintext);
-      return ask.wanted.map(({ name, path, field, deliver = 'env' }) => {
-        const value = values.get(name);
-        if (
-          value === undefined ||
-          !claims.credentials.some((each) => each.name === name && each.path === path)
-        ) {
-          throw new CustodyError('internal', `the control plane sent no value for ${name}`);
-        }
-        if (deliver === 'env' && value.includes(0)) {
-          throw new CustodyError(
-            'run_unacceptable',
-            `${path}/${field} holds a NUL byte: no environment variable can`,
-            {
-              next: 'deliver it by --file, --fifo or --fd, or store it in another encoding, such as base64',
-            },
-          );
-        }
-        return { deliver, name, value: Uint8Array.from(value) };
-      });
-    } finally {
-      plaintext.fill(0);
-    }
   }
 
   /** What stood inside a run that is over has nobody around it: it ends too, wherever it is. */

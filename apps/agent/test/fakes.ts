@@ -132,7 +132,7 @@ export async function scene(more: Partial<RunsOptions> = {}): Promise<Scene> {
       sealingKey,
       link: () => link,
       spool: () => spool,
-      manifests: { growth: () => [], remember: () => {} },
+      manifests: { granted: () => [] },
       sweep: (id, { place }) => {
         made.swept.push(id);
         if (place !== undefined) made.places.push(place);
