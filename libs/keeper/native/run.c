@@ -34,7 +34,7 @@ static int signals; /* the signalfd */
 static char grant[GRANT_BYTES_MAX + 1];
 static int64_t ceiling_boot_ms;
 static int64_t grace_ms;
-static bool waits; /* --on-exit wait */
+static bool waits; /* --on-exit wait, until somebody asks it to end */
 static struct said said;
 
 static int64_t silent_boot_ms; /* until when the agent may be silent before it has answered */
@@ -353,6 +353,11 @@ static void forward(const struct signalfd_siginfo *info) {
   /* `kill 0`, as vim says it to stop: the root is in our group and has had it. What the tree sends us alone, it
      would without us have sent its caller. */
   if (signal_is_inner(info)) return;
+  siginfo_t dead = {0};
+  if (!root_gone && waitid(P_PID, (id_t)root.pid, &dead, WEXITED | WNOHANG | WNOWAIT) == 0 && dead.si_pid != 0) {
+    if (asks_to_end) waits = false; /* the word for the root came after it: it is for what the root left behind */
+    return;
+  }
   if (root_gone) {
     /* The command is over: whoever asks again does not want to wait. */
     if (asks_to_end) end_tree("exit", waits && cause == NULL ? grace_ms : 0);

@@ -6,7 +6,7 @@ import { describe, expect, it } from 'vitest';
 import { number, text, textMaybe } from '../src/frames.ts';
 import { sweep } from '../src/sweep.ts';
 import { builds, release } from './builds.ts';
-import { alive, FakeAgent, Keeper, started, until, type GrantToSend } from './fake-agent.ts';
+import { alive, FakeAgent, Keeper, processOf, started, until, type GrantToSend } from './fake-agent.ts';
 
 let grants = 0;
 const nextGrant = () => `deliver-${process.pid}-${++grants}`;
@@ -271,7 +271,7 @@ describe.each(builds)('delivery ($name)', ({ keeper }) => {
 
   it('on-exit wait lets what is left behind end by itself, and counts it', async () => {
     await using agent = await FakeAgent.start();
-    const script = `(setsid sh -c 'trap "" TERM; echo left; read -r _ < "$FIFO"; echo done' &) ; exit 7`;
+    const script = `(setsid sh -c 'trap "" TERM; echo left; read -r _ < "$FIFO"; echo done' &) ; while [ ! -e "$GO" ]; do :; done; exit 7`;
     const fifo = join(agent.folder, 'gate');
     spawnSync('mkfifo', [fifo]);
     const { run, link } = await granted(
@@ -280,10 +280,13 @@ describe.each(builds)('delivery ($name)', ({ keeper }) => {
       ['sh', '-c', script],
       { graceMs: 10, fields: [['on_exit', 'wait']] },
       ['--on-exit', 'wait'],
-      { FIFO: fifo },
+      { FIFO: fifo, GO: join(agent.folder, 'go') },
     );
-    await started(link);
+    const { pid } = await started(link);
     await run.says(/left\n/);
+    writeFileSync(join(agent.folder, 'go'), '');
+    await until(() => !existsSync(`/proc/${pid}`), 'the root is reaped');
+    await until(() => processOf(run.pid)?.state === 'S', 'the keeper has looked who is left');
     writeFileSync(fifo, '\n');
     const ended = await link.expect('ended');
     expect([text(ended, 'cause'), text(ended, 'root_status'), number(ended, 'survivors')]).toEqual([

@@ -200,12 +200,13 @@ describe('on a terminal', () => {
     await terminal.shows(/ready> [^]*ready> $/);
     terminal.type('set -o | grep monitor; echo level $SHLVL\r');
     await terminal.shows(/monitor\s+on\r\nlevel 2/);
-    terminal.type('sh -c "echo running; exec sleep 300"\r');
+    const job = `bash -c 'trap "echo goes on" CONT; echo running; while :; do sleep 0.02; done'`;
+    terminal.type(`${job}\r`);
     await terminal.shows(/\nrunning/);
     terminal.type('\x1a');
     await terminal.shows(/Stopped/);
     terminal.type('jobs -l; fg\r');
-    await terminal.shows(/Stopped[^]*sleep 300/);
+    await terminal.shows(/Stopped[^]*\ngoes on/);
     terminal.type('\x03');
     terminal.type('echo interrupted $?\r');
     await terminal.shows(/\ninterrupted 130/);
