@@ -242,8 +242,8 @@ describe('without one', () => {
 function remotePorts(pid: number): number[] {
   const inodes = fs
     .readdirSync(`/proc/${pid}/fd`)
-    .map((fd) => /^socket:\[(\d+)\]$/.exec(fs.readlinkSync(`/proc/${pid}/fd/${fd}`))?.[1])
-    .filter((inode) => inode !== undefined);
+    .flatMap((fd) => linkMaybe(`/proc/${pid}/fd/${fd}`))
+    .flatMap((link) => /^socket:\[(\d+)\]$/.exec(link)?.[1] ?? []);
   return ['tcp', 'tcp6'].flatMap((table) =>
     fs
       .readFileSync(`/proc/${pid}/net/${table}`, 'latin1')
@@ -253,4 +253,14 @@ function remotePorts(pid: number): number[] {
       .filter((fields) => inodes.includes(fields[9] ?? ''))
       .map((fields) => Number.parseInt(fields[2]?.split(':')[1] ?? '', 16)),
   );
+}
+
+/** A descriptor may be closed between the list and the look. */
+function linkMaybe(path: string): string[] {
+  try {
+    return [fs.readlinkSync(path)];
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return [];
+    throw error;
+  }
 }
