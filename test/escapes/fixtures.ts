@@ -14,7 +14,7 @@ export interface Fixture {
   /** The root is gone before anybody revokes: what it left behind ends with it. */
   readonly root?: 'exits';
   /** It ends its keeper, or stops it: the account is the agent's then. */
-  readonly without?: 'keeper';
+  readonly without?: 'keeper, killed' | 'keeper, stopped';
   /** Why it is alive afterwards, under that mechanism alone: docs/containment.md says the same. */
   readonly survives?: Partial<Record<Mechanism, string>>;
 }
@@ -34,11 +34,11 @@ const special: readonly Fixture[] = [
   { file: 'pid-namespace-orphaned.c', root: 'exits' },
   { file: 'nohup.sh', root: 'exits' },
   { file: 'setuid-program.c', needs: 'setuid file' },
-  { file: 'kills-the-keeper.c', without: 'keeper' },
-  { file: 'stops-the-keeper.c', without: 'keeper' },
+  { file: 'kills-the-keeper.c', without: 'keeper, killed' },
+  { file: 'stops-the-keeper.c', without: 'keeper, stopped' },
   {
     file: 'kills-the-keeper-unmarked.c',
-    without: 'keeper',
+    without: 'keeper, killed',
     survives: { subreaper: 'its keeper is dead, its ancestry is init, and it has dropped the marker' },
   },
 ];

@@ -151,12 +151,16 @@ export function stage(mechanism: Mechanism): Stage {
     kit,
     client,
     run,
-    start: (fixture, flags = []) =>
-      run(commandOf(fixture, built), {
+    start: async (fixture, flags = []) => {
+      const { user, without } = fixture;
+      const started = await run(commandOf(fixture, built), {
         flags,
-        root: fixture.user === 'root',
-        keeperDies: fixture.without === 'keeper',
-      }),
+        root: user === 'root',
+        keeperDies: without !== undefined,
+      });
+      if (without === 'keeper, killed') await started.exit;
+      return started;
+    },
     left: (of) =>
       [
         ...new Set([

@@ -1,5 +1,6 @@
 // Owns the cgroups of this host's runs: made before a run is asked for, killed, and removed (ADR 0007).
 import { mkdirSync, readdirSync, readFileSync, rmdirSync, writeFileSync } from 'node:fs';
+import { mkdir, rmdir, writeFile } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { setTimeout as wait } from 'node:timers/promises';
 import {
@@ -20,6 +21,8 @@ export interface GroupPlaces {
   readonly unified: readonly string[];
   /** The same for the pids controller where it is a hierarchy of its own (v1). */
   readonly pids: string | undefined;
+  /** Whether any process can be moved there from wherever it is, and not only one of the same subtree. */
+  readonly fromAnywhere: boolean;
 }
 
 export interface GroupsOptions {
@@ -35,6 +38,16 @@ interface Group {
   readonly tasks: string | undefined;
   /** Undefined once it has left the tree, and for a group that was found. */
   keeper: Keeper | undefined;
+  /** Somebody asked for a kill while the keeper stood in the tree. */
+  killWanted: boolean;
+}
+
+/** The making of one group. */
+export interface Holding {
+  /** Whether the run can be asked for as held by it while it is still being made. */
+  readonly sure: boolean;
+  /** Undefined when the keeper stands in it; else why not, and nothing is left behind. */
+  readonly done: Promise<string | undefined>;
 }
 
 interface Keeper {
@@ -54,12 +67,14 @@ export type RunGroups = Pick<
 
 /**
  * The groups of runs. Where none can be made, `hold` says why and the subreaper holds the run alone.
- * Every call is a handful of system calls on a file system in memory, and blocks no longer than those.
+ * A move between groups may wait for an RCU grace period, and the kernel makes one at a time: so they stand in
+ * one line, off the event loop. A kill does not wait in it.
  */
 export class Groups {
   readonly #options: GroupsOptions;
   readonly #groups = new Map<string, Group>();
   readonly #removing = new Set<Promise<void>>();
+  #line: Promise<unknown> = Promise.resolve();
   readonly #base: string | undefined;
   readonly #tasksBase: string | undefined;
   /** Why there are no groups here. */
@@ -74,48 +89,39 @@ export class Groups {
     this.refusal = made.dir === undefined ? made.why : undefined;
     if (made.dir === undefined) return;
     // No process stands in this folder itself, so the controller may go down (cgroup-v2.rst, no internal processes).
-    writeMaybe(join(made.dir, 'cgroup.subtree_control'), '+pids');
+    writeSyncMaybe(join(made.dir, 'cgroup.subtree_control'), '+pids');
     if (places.pids !== undefined) this.#tasksBase = firstUsable([places.pids], name, 'pids.max').dir;
     this.#adopt(made.dir);
   }
 
   /**
-   * Makes the run's group and moves its keeper in: whatever the keeper starts is born inside. Returns why
-   * not where that cannot be; nothing is left behind then. `parentId`: the run that this one stands in.
+   * Makes the run's group and moves its keeper in: whatever the keeper starts after that is born inside.
+   * `parentId`: the run that this one stands in.
    */
-  hold(runId: string, keeper: Keeper, parentId: string | undefined): string | undefined {
-    if (this.#base === undefined) return this.refusal ?? 'there are no groups';
+  hold(runId: string, keeper: Keeper, parentId: string | undefined): Holding {
+    if (this.#base === undefined) {
+      return { sure: false, done: Promise.resolve(this.refusal ?? 'there are no groups') };
+    }
     const around = parentId === undefined ? undefined : this.#groups.get(parentId);
     const dir = join(around === undefined ? this.#base : join(around.dir, holding), runId);
     const tasks = this.#tasksBase === undefined ? undefined : join(around?.tasks ?? this.#tasksBase, runId);
-    const { tasksMax = runTasksMax } = this.#options;
-    this.#groups.set(runId, { dir, tasks, keeper: undefined });
-    try {
-      for (const each of [dir, join(dir, holding), join(dir, keeping)]) mkdirSync(each, { mode: 0o755 });
-      writeMaybe(join(dir, 'pids.max'), String(tasksMax));
-      if (!moveKeeper(join(dir, holding), keeper)) {
-        // The pid is a stranger's by now: it stands in the group, and goes back before the group is emptied.
-        writeMaybe(join(this.#base, '..', 'cgroup.procs'), String(keeper.pid));
-        throw new Error('the keeper has gone');
-      }
-      this.#groups.set(runId, { dir, tasks, keeper });
-      if (tasks !== undefined) joinTasks(tasks, keeper.pid, tasksMax);
-      return undefined;
-    } catch (error) {
-      this.drop(runId);
-      return `its group cannot be made: ${messageOf(error)}`;
-    }
+    const group: Group = { dir, tasks, keeper, killWanted: false };
+    this.#groups.set(runId, group);
+    const done = this.#inLine(() => this.#make(group, keeper)).then(
+      () => undefined,
+      (error: unknown) => {
+        group.keeper = undefined; // it was not moved
+        this.drop(runId);
+        return `its group cannot be made: ${error instanceof Error ? error.message : 'unknown'}`;
+      },
+    );
+    return { sure: this.#options.places.fromAnywhere, done };
   }
 
   /** The keeper has started its child: it leaves, and a kill of the tree no longer meets it. */
-  freeKeeper(runId: string): void {
+  freeKeeper(runId: string): Promise<void> {
     const group = this.#groups.get(runId);
-    if (group?.keeper === undefined) return;
-    const { keeper } = group;
-    group.keeper = undefined;
-    if (uidOf(keeper.pid) === keeper.uid) {
-      writeMaybe(join(group.dir, keeping, 'cgroup.procs'), String(keeper.pid));
-    }
+    return group === undefined ? Promise.resolve() : this.#inLine(() => free(group));
   }
 
   /** The folder of the tree, for whoever compares it with what /proc says of a process. */
@@ -126,14 +132,14 @@ export class Groups {
 
   /**
    * SIGKILL to everything in the tree at once, forks under way included (cgroup-v2.rst, cgroup.kill). Not
-   * while the keeper still stands in it: who asks has told the keeper, and asks again when it has left.
-   * True when it was sent.
+   * while the keeper still stands in it, which has been told: then as soon as it has left. True when it was sent.
    */
   kill(runId: string): boolean {
     const group = this.#groups.get(runId);
-    if (group === undefined || group.keeper !== undefined) return false;
-    killIn(join(group.dir, holding));
-    return true;
+    if (group === undefined) return false;
+    group.killWanted = true;
+    if (group.keeper === undefined) killIn(join(group.dir, holding));
+    return group.keeper === undefined;
   }
 
   /** The same to the keeper too, and to whatever it has put beside itself. */
@@ -157,7 +163,8 @@ export class Groups {
    */
   async emptied(runId: string): Promise<boolean> {
     const group = this.#groups.get(runId);
-    if (group === undefined || group.keeper !== undefined) return true;
+    if (group === undefined) return true;
+    await this.#inLine(() => free(group));
     for (let look = 0; look < groupLooksMax; look += 1) {
       if (!/^populated 1$/m.test(readMaybe(join(group.dir, holding, 'cgroup.events')))) return true;
       await wait(groupLookPauseMs);
@@ -167,7 +174,6 @@ export class Groups {
 
   /** The run is over. What is still in its tree dies; the group goes when the kernel lets it. */
   drop(runId: string): void {
-    this.freeKeeper(runId);
     const group = this.#groups.get(runId);
     if (group === undefined) return;
     this.#groups.delete(runId);
@@ -183,13 +189,31 @@ export class Groups {
   /** Waits for the removals under way. The groups of open runs stay: the next agent adopts them. */
   async [Symbol.asyncDispose](): Promise<void> {
     await Promise.allSettled(this.#removing);
-    for (const base of [this.#base, this.#tasksBase]) if (base !== undefined) removeFolder(base);
+    await this.#line;
+    for (const base of [this.#base, this.#tasksBase]) if (base !== undefined) await removeFolder(base);
+  }
+
+  async #make({ dir, tasks }: Group, keeper: Keeper): Promise<void> {
+    const { tasksMax = runTasksMax } = this.#options;
+    for (const each of [dir, join(dir, holding), join(dir, keeping)]) await mkdir(each, { mode: 0o755 });
+    await writeMaybe(join(dir, 'pids.max'), String(tasksMax));
+    if (!(await moveKeeper(join(dir, holding), keeper))) {
+      // The pid is a stranger's by now: it stands in the group, and goes back before the group is emptied.
+      await writeMaybe(join(this.#base ?? '', '..', 'cgroup.procs'), String(keeper.pid));
+      throw new Error('the keeper has gone');
+    }
+    if (tasks !== undefined) await joinTasks(tasks, keeper.pid, tasksMax);
   }
 
   async #remove(group: Group): Promise<void> {
+    await this.#inLine(() => free(group));
     killIn(join(group.dir, holding));
     for (let attempt = 0; attempt < groupRemovalsMax; attempt += 1) {
-      if ([group.dir, group.tasks].every((dir) => dir === undefined || removeTree(dir))) return;
+      const gone = await Promise.all([
+        removeTree(group.dir),
+        group.tasks === undefined || removeTree(group.tasks),
+      ]);
+      if (gone.every(Boolean)) return;
       await wait(groupRemovalPauseMs, undefined, { ref: false });
       // The keeper goes by itself, its account delivered. What has not gone by then is no keeper.
       if (attempt * groupRemovalPauseMs > keeperReturnMsMax) killIn(group.dir);
@@ -197,11 +221,17 @@ export class Groups {
     this.#options.log.warn({ group: basename(group.dir) }, 'a group of a run that ended is still busy');
   }
 
+  #inLine<Value>(work: () => Promise<Value>): Promise<Value> {
+    const done = this.#line.then(work);
+    this.#line = done.catch(() => undefined);
+    return done;
+  }
+
   #adopt(base: string, tasksBase = this.#tasksBase): void {
     for (const runId of foldersIn(base)) {
       const dir = join(base, runId);
       const tasks = tasksBase === undefined ? undefined : join(tasksBase, runId);
-      this.#groups.set(runId, { dir, tasks, keeper: undefined });
+      this.#groups.set(runId, { dir, tasks, keeper: undefined, killWanted: false });
       this.#adopt(join(dir, holding), tasks);
     }
   }
@@ -230,7 +260,7 @@ export function groupPlaces(own: string, mountinfo: string, uid: number | undefi
       pids = mount;
     }
   }
-  return { unified: [...new Set(unified)], pids };
+  return { unified: [...new Set(unified)], pids, fromAnywhere: uid === 0 };
 }
 
 /** A mount shows the hierarchy from its root on: what lies outside of it cannot be reached through it. */
@@ -253,7 +283,7 @@ function firstUsable(
       rmdirSync(dir);
       why = `the kernel has no ${needs}`; // cgroup.kill: Linux 5.14
     } catch (error) {
-      why = `no group can be made in ${place}: ${messageOf(error)}`;
+      why = `no group can be made in ${place}: ${error instanceof Error ? error.message : 'unknown'}`;
     }
   }
   return { dir: undefined, why };
@@ -263,36 +293,47 @@ function firstUsable(
  * The peer's pid is from the moment it connected: the uid is what the process must have now, and the start
  * time what it must keep while it is moved. False when a stranger was moved; throws when nobody was.
  */
-function moveKeeper(tree: string, keeper: Keeper): boolean {
+async function moveKeeper(tree: string, keeper: Keeper): Promise<boolean> {
   const before = startOf(keeper.pid);
   if (before === undefined || uidOf(keeper.pid) !== keeper.uid) throw new Error('the keeper has gone');
-  writeFileSync(join(tree, 'cgroup.procs'), String(keeper.pid));
+  await writeFile(join(tree, 'cgroup.procs'), String(keeper.pid));
   return startOf(keeper.pid) === before;
 }
 
-function joinTasks(dir: string, pid: number, tasksMax: number): void {
+async function free(group: Group): Promise<void> {
+  const { keeper } = group;
+  if (keeper === undefined) return;
+  if (uidOf(keeper.pid) === keeper.uid) {
+    await writeMaybe(join(group.dir, keeping, 'cgroup.procs'), String(keeper.pid));
+  }
+  group.keeper = undefined;
+  if (group.killWanted) killIn(join(group.dir, holding));
+}
+
+async function joinTasks(dir: string, pid: number, tasksMax: number): Promise<void> {
   try {
-    mkdirSync(dir, { mode: 0o755 });
-    writeFileSync(join(dir, 'pids.max'), String(tasksMax));
-    writeFileSync(join(dir, 'cgroup.procs'), String(pid));
+    await mkdir(dir, { mode: 0o755 });
+    await writeFile(join(dir, 'pids.max'), String(tasksMax));
+    await writeFile(join(dir, 'cgroup.procs'), String(pid));
   } catch {
-    removeFolder(dir); // a limit that cannot be set bounds nothing; the tree is held all the same
+    await removeFolder(dir); // a limit that cannot be set bounds nothing; the tree is held all the same
   }
 }
 
+/** At once, and not behind whatever else the threads of this process are doing. */
 function killIn(dir: string): void {
-  writeMaybe(join(dir, 'cgroup.kill'), '1');
+  writeSyncMaybe(join(dir, 'cgroup.kill'), '1');
 }
 
 /** Children first. True when it is gone. */
-function removeTree(dir: string): boolean {
-  for (const each of foldersIn(dir)) removeTree(join(dir, each));
+async function removeTree(dir: string): Promise<boolean> {
+  for (const each of foldersIn(dir)) await removeTree(join(dir, each));
   return removeFolder(dir);
 }
 
-function removeFolder(dir: string): boolean {
+async function removeFolder(dir: string): Promise<boolean> {
   try {
-    rmdirSync(dir);
+    await rmdir(dir);
     return true;
   } catch (error) {
     return (error as NodeJS.ErrnoException).code === 'ENOENT';
@@ -316,15 +357,15 @@ function readMaybe(file: string): string {
   }
 }
 
-/** For what is tried again, or does not matter. */
-function writeMaybe(file: string, text: string): void {
+/** For what is tried again, or does not matter: the group has gone, or the kernel does not offer this. */
+function writeMaybe(file: string, text: string): Promise<void> {
+  return writeFile(file, text).catch(() => {});
+}
+
+function writeSyncMaybe(file: string, text: string): void {
   try {
     writeFileSync(file, text);
   } catch {
-    // the group has gone, or the kernel does not offer this
+    // the same
   }
-}
-
-function messageOf(error: unknown): string {
-  return error instanceof Error ? error.message : 'unknown';
 }

@@ -227,7 +227,7 @@ export class Runs implements AsyncDisposable {
     run.root = { pid, startTicks };
     if (!run.started) this.#record('started', { grantId, runId: run.runId, pid, startTicks });
     run.started = true;
-    this.#options.groups.freeKeeper(run.runId);
+    void this.#options.groups.freeKeeper(run.runId);
     if (run.revoked !== undefined && this.#options.groups.kill(run.runId))
       run.killedBootMs ??= this.#options.bootMs();
   }
@@ -296,7 +296,8 @@ export class Runs implements AsyncDisposable {
     const parent = this.#parentOf(ask, peer);
     const askedBootMs = bootMs();
     const runId = newId('r');
-    const containment = this.#hold(ask, peer, runId);
+    const held = this.#hold(ask, peer, runId);
+    const containment = await held.containment;
     const granted = await this.#request(runId, link, {
       version: 1,
       requestId: newId('q'),
@@ -319,6 +320,11 @@ export class Runs implements AsyncDisposable {
     try {
       const since = await link.standing(run, claims.epoch);
       if (since !== undefined || this.#isRevoked(run)) throw revokedMeanwhile(since);
+      if ((await held.made) !== claims.containment) {
+        throw new CustodyError('agent_unavailable', 'the group of this run could not be made', {
+          next: 'nothing was released; try again',
+        });
+      }
       // The outer run may have ended while this one was asked for.
       this.#parentOf(ask, peer);
       const values = openValues(this.#options.sealingKey, granted.sealed, claims, ask);
@@ -361,15 +367,18 @@ export class Runs implements AsyncDisposable {
   }
 
   /**
-   * The keeper stands in the run's group before anything is asked for: what it starts was never outside.
-   * Where no group can be made, the keeper's own mechanism holds the run, and the record says so.
+   * The keeper stands in the run's group before anything is released: what it starts was never outside. Where
+   * no group can be made, the keeper's own mechanism holds the run, and the record says so. Where it is sure
+   * to be made, the control plane is asked meanwhile: a move can take longer than the answer.
    */
-  #hold(ask: Ask, peer: Peer, runId: string): GrantClaims['containment'] {
+  #hold(ask: Ask, peer: Peer, runId: string) {
     const around = ask.parent === undefined ? undefined : this.#runs.get(ask.parent)?.runId;
-    const refusal = this.#options.groups.hold(runId, peer, around);
-    if (refusal === undefined) return 'cgroup';
-    this.#options.log.debug({ runId, refusal }, 'no cgroup for a run');
-    return ask.containment;
+    const { sure, done } = this.#options.groups.hold(runId, peer, around);
+    const made = done.then((refusal) => {
+      if (refusal !== undefined) this.#options.log.debug({ runId, refusal }, 'no cgroup for a run');
+      return refusal === undefined ? ('cgroup' as const) : ask.containment;
+    });
+    return { containment: sure ? ('cgroup' as const) : made, made };
   }
 
   async #request(runId: string, link: Pick<Link, 'requestGrant'>, request: GrantRequest): Promise<Granted> {

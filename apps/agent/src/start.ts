@@ -168,7 +168,7 @@ export async function strongestContainment(log: Log): Promise<Containment> {
   return groups.refusal === undefined ? 'cgroup' : 'subreaper';
 }
 
-const nowhere: GroupPlaces = { unified: [], pids: undefined };
+const nowhere: GroupPlaces = { unified: [], pids: undefined, fromAnywhere: false };
 
 function placesHere(): GroupPlaces {
   try {

@@ -153,8 +153,8 @@ export async function scene(more: Partial<RunsOptions> = {}): Promise<Scene> {
 
 /** A system where no group can be made. */
 const noGroups: RunGroups = {
-  hold: () => 'no groups here',
-  freeKeeper: () => {},
+  hold: () => ({ sure: false, done: Promise.resolve('no groups here') }),
+  freeKeeper: async () => {},
   kill: () => false,
   killAll: () => {},
   membersOf: () => [],
