@@ -11,7 +11,7 @@ export interface StartConfig {
   readonly dataDir: string;
   readonly socketPath: string;
   readonly logLevel: string;
-  /** Whether runs are held in groups where those can be made: `CUSTODY_CONTAINMENT=cgroup`. */
+  /** Whether runs are held in groups where those can be made; not with `CUSTODY_CONTAINMENT=subreaper`. */
   readonly groups: boolean;
 }
 
@@ -47,7 +47,7 @@ export function readConfig(argv: readonly string[], environment: Environment): S
   if (positionals[0] !== 'start') throw usage('say agent enroll or agent start');
   const logLevel = environment['CUSTODY_LOG'] ?? 'info';
   if (!logLevels.includes(logLevel)) throw usage(`CUSTODY_LOG is none of ${logLevels.join(', ')}`);
-  const containment = environment['CUSTODY_CONTAINMENT'] ?? 'subreaper';
+  const containment = environment['CUSTODY_CONTAINMENT'] ?? 'cgroup';
   if (containment !== 'subreaper' && containment !== 'cgroup')
     throw usage('CUSTODY_CONTAINMENT is neither subreaper nor cgroup');
   return {

@@ -23,7 +23,8 @@ import { peerOf } from '@custody/keeper/native';
 import { readAsk } from './delivery.ts';
 import type { Log } from './log.ts';
 import { recorded, type Ended } from './record.ts';
-import type { KeeperEnd, Peer, Release, Runs } from './runs.ts';
+import type { KeeperEnd, Peer, Release } from './run.ts';
+import type { Runs } from './runs.ts';
 
 const socketPathBytesMax = 100;
 

@@ -1,8 +1,35 @@
-// Owns what the agent knows of one run while it is open.
+// Owns what the agent knows of one run while it is open, and what it and the run's keeper are to each other.
+import type { Delivery, OnExit } from '@custody/core/policy';
 import type { GrantClaims } from '@custody/wire/messages';
 import type { Held } from '@custody/wire/schema';
 import type { Closing, Heard } from './record.ts';
-import type { KeeperEnd } from './runs.ts';
+
+/** What the kernel says of the process at the other end of the socket. */
+export interface Peer {
+  readonly pid: number;
+  readonly uid: number;
+  readonly gid: number;
+}
+
+/** The keeper of one run, as runs see it. */
+export interface KeeperEnd {
+  end(cause: 'revoked' | 'ceiling' | 'agent', graceMs: number): void;
+}
+
+/** What the keeper is told once everything is on record. `wipe` must be called when it has been sent. */
+export interface Release {
+  readonly grantId: string;
+  readonly ceilingBootMs: number;
+  readonly graceMs: number;
+  readonly environment: readonly (readonly [string, Uint8Array])[];
+  /** What does not stand in the environment. */
+  readonly delivered: readonly (readonly [Exclude<Delivery, 'env'>, string, Uint8Array])[];
+  readonly onExit: OnExit;
+  readonly keep: readonly string[] | undefined;
+  readonly drop: readonly string[] | undefined;
+  readonly notes: readonly string[];
+  wipe(): void;
+}
 
 export interface Run {
   readonly grantId: string;

@@ -9,7 +9,6 @@ import {
   refusalRecordsMax,
   runsPerHostMax,
 } from '@custody/core/limits';
-import type { Delivery, OnExit } from '@custody/core/policy';
 import { hits } from '@custody/core/revocation';
 import type { SealingKey } from '@custody/crypto/keys';
 import type { Outsider } from '@custody/keeper/scan';
@@ -44,35 +43,8 @@ import type { Log } from './log.ts';
 import type { Manifests } from './manifests.ts';
 import { openValues } from './opening.ts';
 import { startOf } from './process.ts';
-import { atStart, type Run } from './run.ts';
+import { atStart, type KeeperEnd, type Peer, type Release, type Run } from './run.ts';
 import type { Spool } from './spool.ts';
-
-/** What the kernel says of the process at the other end of the socket. */
-export interface Peer {
-  readonly pid: number;
-  readonly uid: number;
-  readonly gid: number;
-}
-
-/** The keeper of one run, as runs see it. */
-export interface KeeperEnd {
-  end(cause: 'revoked' | 'ceiling' | 'agent', graceMs: number): void;
-}
-
-/** What the keeper is told once everything is on record. `wipe` must be called when it has been sent. */
-export interface Release {
-  readonly grantId: string;
-  readonly ceilingBootMs: number;
-  readonly graceMs: number;
-  readonly environment: readonly (readonly [string, Uint8Array])[];
-  /** What does not stand in the environment. */
-  readonly delivered: readonly (readonly [Exclude<Delivery, 'env'>, string, Uint8Array])[];
-  readonly onExit: OnExit;
-  readonly keep: readonly string[] | undefined;
-  readonly drop: readonly string[] | undefined;
-  readonly notes: readonly string[];
-  wipe(): void;
-}
 
 export interface RunsOptions {
   readonly hostName: string;

@@ -12,7 +12,8 @@ import type { Ask } from '../src/delivery.ts';
 import type { RunGroups } from '../src/groups.ts';
 import type { Granted, PolicyCopy } from '../src/link.ts';
 import type { Ended } from '../src/record.ts';
-import { Runs, type KeeperEnd, type Peer, type RunsOptions } from '../src/runs.ts';
+import type { KeeperEnd, Peer } from '../src/run.ts';
+import { Runs, type RunsOptions } from '../src/runs.ts';
 import { at, captureLog, claimsOf, Clock, grantId } from './support.ts';
 
 export type Written = { [Kind in HostKind]: { kind: Kind; body: HostBody<Kind> } }[HostKind];
