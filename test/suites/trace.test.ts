@@ -256,9 +256,9 @@ function remotePorts(pid: number): number[] {
 }
 
 /** A descriptor may be closed between the list and the look. */
-function linkMaybe(path: string): string[] {
+function linkMaybe(link: string): string[] {
   try {
-    return [fs.readlinkSync(path)];
+    return [fs.readlinkSync(link)];
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code === 'ENOENT') return [];
     throw error;
