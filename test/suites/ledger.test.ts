@@ -226,7 +226,7 @@ describe('possession', () => {
     const row = (await query()).find((each) => each.grantId === grantId);
     expect(row).toMatchObject({
       ...{ path: 'prod/stripe', field: 'api_key', version: 1, name: 'KEY', host: 'host-b', cause: 'exit' },
-      survivors: [{ how: 'killed:15' }],
+      processes: [{ how: 'killed:15' }],
     });
     expect(row?.rootPid).toBeGreaterThan(1);
     expect(Date.parse(row?.from ?? '')).toBeLessThanOrEqual(Date.parse(row?.to ?? ''));

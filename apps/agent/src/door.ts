@@ -12,6 +12,7 @@ import {
   number,
   numberMaybe,
   parseProcRow,
+  parseUnlisted,
   payloadBytesMax,
   text,
   textMaybe,
@@ -299,6 +300,11 @@ function readEnded(frame: Frame): Ended {
     survivors: number(frame, 'survivors'),
     processes: number(frame, 'processes'),
     rows: fieldAll(frame, 'proc').map((bytes) => recorded(parseProcRow(bytes))),
+    unlisted: Object.fromEntries(
+      fieldAll(frame, 'unlisted')
+        .map(parseUnlisted)
+        .map(({ kind, count }) => [kind, count]),
+    ),
   };
 }
 

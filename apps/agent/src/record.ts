@@ -2,7 +2,7 @@
 import { processRowsMax } from '@custody/core/limits';
 import type { ProcRow } from '@custody/keeper/frames';
 import type { KeeperProcess } from '@custody/keeper/sweep';
-import type { HostBody, ProcessRow } from '@custody/wire/ledger';
+import { unlistedCounts, type HostBody, type ProcessRow, type UnlistedCounts } from '@custody/wire/ledger';
 import type { GrantClaims, RevocationClaims } from '@custody/wire/messages';
 import type { Ask } from './delivery.ts';
 import type { Member } from './process.ts';
@@ -16,6 +16,8 @@ export interface Ended {
   readonly survivors: number;
   readonly processes: number;
   readonly rows: readonly ProcessRow[];
+  /** Those without a row. */
+  readonly unlisted: UnlistedCounts;
 }
 
 /** The same, also where the agent had to find out by itself. */
@@ -44,11 +46,16 @@ export const nothing = {
   survivors: 0,
   processes: 0,
   rows: [],
+  unlisted: {},
 } as const;
 
 /** A keeper's or a sweep's row of one process. */
-export function recorded({ pid, ppid, startTicks, how, name }: ProcRow): ProcessRow {
-  return { pid, ppid, startTicks, how: `${how.kind}:${how.number}`, name: name.slice(0, 64) };
+export function recorded({ pid, ppid, startTicks, how, name, endedBootUs, survivor }: ProcRow): ProcessRow {
+  return {
+    ...{ pid, ppid, startTicks, how: `${how.kind}:${how.number}`, name: name.slice(0, 64) },
+    ...(endedBootUs === undefined ? {} : { endedBootMs: Math.floor(endedBootUs / 1_000) }),
+    ...(survivor ? { survivor } : {}),
+  };
 }
 
 /** What the agent killed with the group and what its sweep killed besides, each process once, the keeper not among them. */
@@ -56,19 +63,35 @@ export function sweptRows(
   { keeperPid }: { readonly keeperPid: number },
   inGroup: readonly Member[],
   swept: readonly ProcRow[],
+  killedBootMs: number,
 ): ProcessRow[] {
   const rows = new Map<string, ProcessRow>();
   for (const row of swept) rows.set(`${row.pid}:${row.startTicks}`, recorded(row));
   for (const { pid, ppid, startTicks, name } of inGroup) {
-    rows.set(`${pid}:${startTicks}`, { pid, ppid, startTicks, how: 'killed:9', name: name.slice(0, 64) });
+    const endedBootMs = Math.floor(killedBootMs);
+    const row = { pid, ppid, startTicks, how: 'killed:9', name: name.slice(0, 64), endedBootMs };
+    rows.set(`${pid}:${startTicks}`, row);
   }
   return [...rows.values()].filter(({ pid }) => pid !== keeperPid);
 }
 
-/** The end with these processes too. Past the bound only the count goes on. */
+/** The end with these processes too. Past the bound only counts go on: those first that ended by themselves. */
 export function withRows(end: Closing, killed: readonly ProcessRow[]): Closing {
-  const rows = [...end.rows, ...killed].slice(0, processRowsMax);
-  return { ...end, rows, processes: end.processes + killed.length };
+  const rows = [...end.rows, ...killed];
+  const excess = Math.max(0, rows.length - processRowsMax);
+  const byThemselves = rows.filter(({ how, survivor }) => /^(?:exit|signal):/.test(how) && survivor !== true);
+  const dropped = new Set([...byThemselves, ...killed.toReversed()].slice(0, excess));
+  return {
+    ...end,
+    rows: rows.filter((row) => !dropped.has(row)),
+    unlisted: [...dropped].reduce(counted, end.unlisted),
+    processes: end.processes + killed.length,
+  };
+}
+
+function counted(counts: UnlistedCounts, { how }: ProcessRow): UnlistedCounts {
+  const kind = unlistedCounts.keyof().parse(how.split(':')[0]);
+  return { ...counts, [kind]: (counts[kind] ?? 0) + 1 };
 }
 
 export function earliest(keeperBootMs: number | undefined, agentBootMs: number): number | undefined {
@@ -121,6 +144,7 @@ export function endedBody({ grantId, runId, containment }: Identified, end: Clos
     ...(rootStatus === undefined ? {} : { rootStatus }),
     emptyBootMs: Math.floor(end.emptyBootMs),
     rows: [...end.rows],
+    ...(Object.keys(end.unlisted).length === 0 ? {} : { unlisted: end.unlisted }),
   };
 }
 

@@ -499,7 +499,7 @@ export class Runs implements AsyncDisposable {
       if (!this.#runs.has(run.grantId)) return;
       if (found.emptyBootMs === undefined) throw new Error(found.complaints[0] ?? 'processes are left');
       if (!(await groups.emptied(run.runId))) throw new Error('processes are left in its group');
-      const killed = sweptRows(run, inGroup, found.processes);
+      const killed = sweptRows(run, inGroup, found.processes, startedBootMs);
       log.warn({ grantId: run.grantId, killed: killed.length }, 'emptied a tree without its keeper');
       const { told } = run;
       const emptyBootMs = Math.max(found.emptyBootMs, told?.emptyBootMs ?? 0);

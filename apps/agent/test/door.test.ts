@@ -108,7 +108,10 @@ const ended: FrameToSend = {
     ['empty_boot_us', 1_000_500_000],
     ['survivors', 1],
     ['processes', 2],
-    ['proc', '5001 1 99 killed:9 a daemon'],
+    ['proc', '5000 4999 77 1000400000 - exit:0 sh'],
+    ['proc', '5001 1 99 1000499999 survivor killed:9 a daemon'],
+    ['unlisted', 'exit 944'],
+    ['unlisted', 'signal 1'],
   ],
 };
 
@@ -126,7 +129,17 @@ describe('a run', () => {
     expect(s.spool.of('released')).toMatchObject([own]);
     expect(s.spool.of('started')).toMatchObject([{ pid: 5000, startTicks: '77' }]);
     expect(s.spool.of('ended')).toMatchObject([
-      { cause: 'exit', rootStatus: 'exit:0', emptyBootMs: 1_000_500, survivors: 1 },
+      {
+        cause: 'exit',
+        rootStatus: 'exit:0',
+        emptyBootMs: 1_000_500,
+        survivors: 1,
+        rows: [
+          { pid: 5000, ppid: 4999, startTicks: '77', how: 'exit:0', name: 'sh', endedBootMs: 1_000_400 },
+          { pid: 5001, how: 'killed:9', name: 'a daemon', endedBootMs: 1_000_499, survivor: true },
+        ],
+        unlisted: { exit: 944, signal: 1 },
+      },
     ]);
     client.end();
     await settle();

@@ -198,5 +198,6 @@ export const ended = (clock: Clock, more: Partial<Ended> = {}): Ended => ({
   survivors: 1,
   processes: 3,
   rows: [{ pid: 5, ppid: 1, startTicks: '77', how: 'killed:9', name: 'daemon' }],
+  unlisted: {},
   ...more,
 });

@@ -317,7 +317,17 @@ describe('the end', () => {
     };
     s.outside = async () => [outsider];
     s.found = async () => ({
-      processes: [{ pid: 9, ppid: 1, startTicks: '99', how: { kind: 'killed', number: 9 }, name: 'at' }],
+      processes: [
+        {
+          pid: 9,
+          ppid: 1,
+          startTicks: '99',
+          how: { kind: 'killed', number: 9 },
+          endedBootUs: 5_000,
+          survivor: false,
+          name: 'at',
+        },
+      ],
       emptyBootMs: s.clock.bootMs() + 7,
       complaints: [],
     });
@@ -330,7 +340,7 @@ describe('the end', () => {
       proof: 'keeper',
       emptyBootMs: Math.floor(s.clock.bootMs() + 7),
     });
-    expect(body?.rows.at(-1)).toMatchObject({ pid: 9, how: 'killed:9', name: 'at' });
+    expect(body?.rows.at(-1)).toMatchObject({ pid: 9, how: 'killed:9', name: 'at', endedBootMs: 5 });
   });
 
   it('of a command that could not be executed is not_started', async () => {
@@ -369,7 +379,10 @@ describe('a keeper that is lost', () => {
     s.living.clear();
     s.found = async () => ({
       processes: [
-        { pid: 5001, ppid: 1, startTicks: '9', how: { kind: 'killed', number: 9 }, name: 'orphan' },
+        {
+          ...{ pid: 5001, ppid: 1, startTicks: '9', how: { kind: 'killed', number: 9 }, name: 'orphan' },
+          ...{ endedBootUs: 5_000, survivor: false },
+        },
       ],
       emptyBootMs: s.clock.bootMs(),
       complaints: [],

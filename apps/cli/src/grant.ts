@@ -3,6 +3,7 @@ import type { Command } from 'commander';
 import { formatDuration } from '@custody/core/duration';
 import { waitForReceiptMsDefault } from '@custody/core/limits';
 import type { GrantView, ReceiptView, RevocationView } from '@custody/wire/http';
+import type { ProcessRow } from '@custody/wire/ledger';
 import { ask, note, show, table, type Context } from './context.ts';
 
 export function grantCommands(program: Command, context: Context): void {
@@ -110,6 +111,13 @@ function grantTable(grants: readonly GrantView[]): string {
   );
 }
 
+function processText(row: ProcessRow, emptyBootMs: number): string {
+  const { pid, ppid, name, how, endedBootMs, survivor } = row;
+  const before = Math.max(0, emptyBootMs - (endedBootMs ?? 0));
+  const when = endedBootMs === undefined ? '' : `, ${formatDuration(before)} before the tree was empty`;
+  return `${pid} ${name}: ${how}${when}${survivor === true ? ', survivor' : ''} (parent ${ppid})`;
+}
+
 function grantText(grant: GrantView): string {
   const rows: [string, string][] = [
     ['grant', grant.grantId],
@@ -141,9 +149,10 @@ function grantText(grant: GrantView): string {
         'reaped',
         `${ended.processes} processes; ${ended.survivors} alive when the root had gone; proof: ${ended.proof}`,
       ],
-      ...ended.rows.map((row): [string, string] => [
-        'process',
-        `${row.pid} ${row.name}: ${row.how} (parent ${row.ppid})`,
+      ...ended.rows.map((row): [string, string] => ['process', processText(row, ended.emptyBootMs)]),
+      ...Object.entries(ended.unlisted ?? {}).map(([how, count]): [string, string] => [
+        'unlisted',
+        `${how}: ${count} more`,
       ]),
     );
   }

@@ -156,8 +156,8 @@ function possessionText(row: PossessionRow): string {
     `  by ${row.subject} on ${row.host}, ${row.command.join(' ').slice(0, 100)}`,
     `  from ${row.from} to ${to}; grant ${row.grantId}, root pid ${row.rootPid ?? '-'}, ledger ${row.entry.epoch}/${row.entry.seq}`,
   ];
-  for (const process of row.survivors)
-    lines.push(`  also pid ${process.pid} ${process.name}: ${process.how}`);
+  for (const { pid, name, how, survivor } of row.processes)
+    lines.push(`  also pid ${pid} ${name}: ${how}${survivor === true ? ', survivor' : ''}`);
   return lines.map(plain).join('\n');
 }
 

@@ -94,6 +94,7 @@ export const grant = {
     survivors: 1,
     processes: 2,
     proof: 'keeper',
+    emptyBootMs: 9_000,
     rows: [row],
   },
 };
@@ -163,7 +164,7 @@ export const answers: Readonly<Record<Action, unknown>> = {
           to: at,
           cause: 'exit',
           rootPid: 5,
-          survivors: [row],
+          processes: [row],
           entry: { epoch: 1, seq: 2 },
         },
       },

@@ -318,7 +318,9 @@ function grantView(row: store.GrantStory, now: Date): GrantView {
             survivors: ended.survivors,
             processes: ended.processes,
             proof: ended.proof,
+            emptyBootMs: ended.emptyBootMs,
             rows: ended.rows,
+            ...(ended.unlisted === undefined ? {} : { unlisted: ended.unlisted }),
           },
         }),
   };

@@ -212,7 +212,7 @@ export class Ledgers {
           ...(fact.to === undefined ? {} : { to: fact.to.toISOString() }),
           ...(ended === undefined ? {} : { cause: ended.cause }),
           ...(started === undefined ? {} : { rootPid: started.pid }),
-          survivors: (ended?.rows ?? []).filter((row) => row.pid !== started?.pid),
+          processes: (ended?.rows ?? []).filter((row) => row.pid !== started?.pid),
           entry: { epoch: fact.epoch, seq: fact.seq },
         }));
     });

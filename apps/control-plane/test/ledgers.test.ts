@@ -293,7 +293,7 @@ it('possession, the state of a grant and the receipt of a revocation follow from
       subject: grant.subject,
       cause: 'revoked',
       rootPid: 5,
-      survivors: [row],
+      processes: [row],
       entry: { epoch: 1, seq: 1 },
     },
   ]);

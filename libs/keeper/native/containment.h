@@ -2,21 +2,13 @@
 #ifndef CUSTODY_CONTAINMENT_H
 #define CUSTODY_CONTAINMENT_H
 
-#include "proc.h"
-
-#define ROWS_MAX 256
+#include "account.h"
 
 enum act {
   ACT_LOOK, /* nothing: who is there */
   ACT_TERM, /* TERM and CONT to every process that has had none yet */
   ACT_STOP, /* no fork from here on */
   ACT_KILL,
-};
-
-/* The processes met; past ROWS_MAX only the counts go on. */
-struct rows {
-  struct row row[ROWS_MAX];
-  size_t count;
 };
 
 struct walk {

@@ -65,10 +65,14 @@ bool each_number(const char *directory, void (*visit)(pid_t number, void *with),
   return true;
 }
 
+const char *how_name(char how) {
+  return how == 'e' ? "exit" : how == 's' ? "signal" : how == 'k' ? "killed" : "gone";
+}
+
 int row_print(const struct row *row, char *text, size_t bytes) {
-  const char *how = row->how == 'e' ? "exit" : row->how == 's' ? "signal" : "killed";
-  return snprintf(text, bytes, "%d %d %llu %s:%d %s", (int)row->process.pid, (int)row->process.ppid,
-                  (unsigned long long)row->process.start_ticks, how, row->how_number, row->process.name);
+  return snprintf(text, bytes, "%d %d %llu %lld %s %s:%d %s", (int)row->process.pid, (int)row->process.ppid,
+                  (unsigned long long)row->process.start_ticks, (long long)row->ended_boot_us,
+                  row->survivor ? "survivor" : "-", how_name(row->how), row->how_number, row->process.name);
 }
 
 /* By number: glibc has wrappers only since 2.36. */

@@ -25,14 +25,17 @@ bool process_read(pid_t pid, struct process *process);
 bool each_number(const char *directory, void (*visit)(pid_t number, void *with), void *with);
 
 enum { SENT_TERM = 1, SENT_KILL = 2 };
-/* A process that the keeper has met while ending a tree, and what became of it. */
+/* A process of a tree, and what became of it. */
 struct row {
   struct process process;
   unsigned sent;    /* SENT_* */
-  char how;         /* 0: still open, 'e' exit, 's' signal, 'k' killed */
+  bool survivor;    /* alive when the root had exited */
+  char how;         /* 0: still open, 'e' exit, 's' signal, 'k' killed, 'g' gone */
   int how_number;
+  int64_t ended_boot_us; /* when it was reaped; until then, and where its own parent did it, when it was last met */
 };
-/* "pid ppid start_ticks how name", as docs/spec/keeper.md has it. */
+const char *how_name(char how);
+/* "pid ppid start_ticks ended_boot_us mark how name", as docs/spec/keeper.md has it. */
 int row_print(const struct row *row, char *text, size_t bytes);
 
 /* Sends through a pidfd, so that a pid that has been given to another process is never hit.

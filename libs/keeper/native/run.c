@@ -171,7 +171,7 @@ static int start(const struct frame *granted) {
   deliver_passed();
   if (pid < 0) return cannot_run(fault, executing);
   process_read(pid, &root); /* a child that has ended stays readable until it is reaped */
-  root.pid = pid;
+  root.pid = rows.root = pid;
   frame_begin("started");
   frame_print("pid", "%d", (int)root.pid);
   frame_print("start_ticks", "%llu", (unsigned long long)root.start_ticks);
@@ -278,49 +278,36 @@ static int kill_pass(void) {
 /* Begins to end the tree, or shortens the end that has begun. Returns how many processes were alive. */
 static int end_tree(const char *why, int64_t within_ms) {
   if (cause == NULL) cause = why;
+  rows.ending = true;
   int64_t now_boot_ms = boot_ms();
   kill_boot_ms = earlier(kill_boot_ms, earlier(now_boot_ms + within_ms, ceiling_boot_ms + grace_ms));
   return now_boot_ms >= kill_boot_ms ? kill_pass() : act(ACT_TERM);
 }
 
-static void ended_how(struct row *row, const siginfo_t *info) {
-  bool exited = info->si_code == CLD_EXITED;
-  /* Once KILLs go out, a KILL is custody's: the keeper's own, or that of the agent which empties the group. */
-  bool ours = (info->si_status == SIGTERM && (row->sent & SENT_TERM)) ||
-              (info->si_status == SIGKILL && kill_passes > 0);
-  row->how = exited ? 'e' : ours ? 'k' : 's';
-  row->how_number = info->si_status;
-}
-
-static void reaped(const siginfo_t *info) {
-  processes++;
-  for (size_t i = rows.count; i-- > 0;) {
-    if (rows.row[i].process.pid != info->si_pid || rows.row[i].how != 0) continue;
-    ended_how(&rows.row[i], info);
-    break;
-  }
-  if (info->si_pid != root.pid || root_gone) return;
-  root_gone = true;
-  root_stopped = false;
-  ended_how(&root_end, info);
-}
-
 static void hear_agent(void);
 
-/* Looks at the next dead child before it is collected. While a tree is ended, it goes on record also where the
-   agent's kill of the whole group was faster than our walk. */
-static void meet_dead(void) {
-  siginfo_t info = {0};
-  if (waitid(P_ALL, 0, &info, WEXITED | WNOHANG | WNOWAIT) != 0 || info.si_pid == 0) return;
+/* How a dead child ended. Once KILLs go out, a KILL is custody's: the keeper's own, or that of the agent which
+   empties the group. */
+static char how_of(const siginfo_t *dead, const struct row *row) {
+  if (dead->si_code == CLD_EXITED) return 'e';
+  bool termed = row != NULL ? row->sent & SENT_TERM : cause != NULL;
+  bool ours = (dead->si_status == SIGTERM && termed) || (dead->si_status == SIGKILL && kill_passes > 0);
+  return ours ? 'k' : 's';
+}
+
+/* Looks at a dead child, collects it, and puts it on record. */
+static void collect(siginfo_t *dead) {
   /* The agent writes its `end` before it kills: whoever died of that, the word for it is here already. */
-  if (cause == NULL && info.si_code == CLD_KILLED && info.si_status == SIGKILL) hear_agent();
-  if (cause == NULL || rows.count == ROWS_MAX) return;
-  struct row *row = &rows.row[rows.count];
-  for (size_t i = 0; i < rows.count; i++) {
-    if (rows.row[i].process.pid == info.si_pid && rows.row[i].how == 0) return;
-  }
-  *row = (struct row){0};
-  if (process_read(info.si_pid, &row->process)) rows.count++;
+  if (cause == NULL && dead->si_code == CLD_KILLED && dead->si_status == SIGKILL) hear_agent();
+  struct row *row = account_dead(&rows, dead->si_pid);
+  waitid(P_PID, (id_t)dead->si_pid, NULL, WEXITED);
+  processes++;
+  char how = how_of(dead, row);
+  account_end(&rows, row, how, dead->si_status);
+  if (dead->si_pid != root.pid || root_gone) return;
+  root_gone = true;
+  root_stopped = false;
+  root_end = (struct row){.how = how, .how_number = dead->si_status};
 }
 
 /* Takes in every child that has ended or stopped; true when the kernel has none left. */
@@ -328,17 +315,26 @@ static bool reap(void) {
   bool before = root_gone;
   for (;;) {
     siginfo_t info = {0};
-    meet_dead();
-    if (waitid(P_ALL, 0, &info, WEXITED | WSTOPPED | WCONTINUED | WNOHANG) != 0) {
+    /* Not collected yet: until then /proc still tells of it. */
+    if (waitid(P_ALL, 0, &info, WEXITED | WSTOPPED | WCONTINUED | WNOHANG | WNOWAIT) != 0) {
       if (errno == EINTR) continue;
       return true; /* ECHILD: as a subreaper, no descendant is left */
     }
     if (info.si_pid == 0) break;
-    if (info.si_code == CLD_EXITED || info.si_code == CLD_KILLED || info.si_code == CLD_DUMPED) reaped(&info);
-    else if (info.si_pid == root.pid && info.si_code == CLD_STOPPED) root_stopped = true;
-    else if (info.si_pid == root.pid && info.si_code == CLD_CONTINUED) root_stopped = false;
+    if (info.si_code == CLD_EXITED || info.si_code == CLD_KILLED || info.si_code == CLD_DUMPED) {
+      collect(&info);
+      continue;
+    }
+    int news = info.si_code == CLD_CONTINUED ? WCONTINUED : WSTOPPED;
+    if (waitid(P_PID, (id_t)info.si_pid, NULL, news | WNOHANG) == 0 && info.si_pid == root.pid) {
+      root_stopped = news == WSTOPPED;
+    }
   }
-  if (root_gone && !before) survivors = waits && cause == NULL ? act(ACT_LOOK) : end_tree("exit", grace_ms);
+  if (root_gone && !before) {
+    rows.surviving = true;
+    survivors = waits && cause == NULL ? act(ACT_LOOK) : end_tree("exit", grace_ms);
+    rows.surviving = false;
+  }
   return false;
 }
 
@@ -484,17 +480,7 @@ static void put_ended(int64_t empty_boot_us) {
   frame_print("empty_boot_us", "%lld", (long long)empty_boot_us);
   frame_print("survivors", "%d", survivors);
   frame_print("processes", "%d", processes);
-  for (size_t i = 0; i < rows.count; i++) {
-    struct row *row = &rows.row[i];
-    if (row->how == 0 && row->sent == 0) continue; /* waited for, and its own parent has its status */
-    if (row->how == 0) { /* its own parent reaped it: what was sent is all that is known */
-      row->how = 'k';
-      row->how_number = row->sent & SENT_KILL ? SIGKILL : SIGTERM;
-    }
-    char text[256];
-    int bytes = row_print(row, text, sizeof text);
-    frame_put("proc", text, (size_t)bytes);
-  }
+  account_put(&rows);
 }
 
 static void report(void) {

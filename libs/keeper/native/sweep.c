@@ -72,6 +72,7 @@ static void send_to(int pidfd, struct row *row) {
     if (fault == 0 && pass_signal == SIGKILL) row->sent |= SENT_KILL;
   }
   if (fault == EPERM) refusal = fault;
+  row->ended_boot_us = boot_us();
 }
 
 static void visit(pid_t pid, void *with) {

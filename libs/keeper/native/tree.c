@@ -39,19 +39,8 @@ static bool prepare(void) {
   return prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0;
 }
 
-static struct row *row_of(const struct process *process) {
-  for (size_t i = 0; i < walk_rows->count; i++) {
-    struct row *row = &walk_rows->row[i];
-    if (row->process.pid == process->pid && row->process.start_ticks == process->start_ticks) return row;
-  }
-  if (walk_rows->count == ROWS_MAX) return NULL;
-  struct row *row = &walk_rows->row[walk_rows->count++];
-  *row = (struct row){.process = *process};
-  return row;
-}
-
 static void act_on(int pidfd, const struct process *process) {
-  struct row *row = row_of(process);
+  struct row *row = account_met(walk_rows, process);
   int fault = 0;
   if (row == NULL || !(row->sent & SENT_KILL)) walk.spared++;
   if (walk_act == ACT_LOOK) {

@@ -247,9 +247,13 @@ export function numberMaybe(frame: Frame, key: string): number | undefined {
   return value === undefined ? undefined : numberOf(key, value);
 }
 
-/** How a process ended: by itself, by somebody's signal, or by a signal that the keeper or the sweep sent. */
+const kinds = ['exit', 'signal', 'killed', 'gone'] as const;
+/**
+ * How a process ended: by itself, by somebody's signal, by a signal that the keeper or the sweep sent, or unseen
+ * (`gone`, number 0): its own parent has its status.
+ */
 export interface ProcEnd {
-  readonly kind: 'exit' | 'signal' | 'killed';
+  readonly kind: (typeof kinds)[number];
   readonly number: number;
 }
 
@@ -260,30 +264,47 @@ export interface ProcRow {
   /** Field 22 of /proc/PID/stat, as text: with the pid it names the process for ever. */
   readonly startTicks: string;
   readonly how: ProcEnd;
+  /** When it was reaped, or else last met, on the boot-time clock; undefined from a keeper that did not say. */
+  readonly endedBootUs: number | undefined;
+  /** Alive when the root had exited. */
+  readonly survivor: boolean;
   /** The kernel's name of the process; broken UTF-8 shows as U+FFFD. */
   readonly name: string;
 }
 
+// A keeper of 0.1.0 says neither when nor whether it survived; it may outlive that agent and tell this one.
 const rowPattern =
-  /^([1-9][0-9]{0,9}) (0|[1-9][0-9]{0,9}) (0|[1-9][0-9]{0,19}) (exit|signal|killed):([0-9]{1,3}) (.*)$/s;
-const isKind = (word: string | undefined): word is ProcEnd['kind'] =>
-  word === 'exit' || word === 'signal' || word === 'killed';
+  /^([1-9][0-9]{0,9}) (0|[1-9][0-9]{0,9}) (0|[1-9][0-9]{0,19}) (?:(0|[1-9][0-9]{0,15}) (survivor|-) )?([a-z]+):([0-9]{1,3}) (.*)$/s;
+const unlistedPattern = /^([a-z]+) ([1-9][0-9]{0,9})$/;
+const isKind = (word: string | undefined): word is ProcEnd['kind'] => kinds.some((kind) => kind === word);
 const endPattern = /^(exit|signal):(0|[1-9][0-9]{0,2})$/;
 
 /** @throws KeeperError `proc_row`. */
 export function parseProcRow(value: Uint8Array): ProcRow {
   const parts = rowPattern.exec(lossyTextOf(value));
-  const [, pid, ppid, startTicks, kind, ending, name] = parts ?? [];
+  const [, pid, ppid, startTicks, ended, mark, kind, ending, name] = parts ?? [];
   if (startTicks === undefined || name === undefined || !isKind(kind)) {
-    throw new KeeperError('proc_row', 'a process row is not `pid ppid start_ticks how name`');
+    throw new KeeperError(
+      'proc_row',
+      'a process row is not `pid ppid start_ticks ended_boot_us mark how name`',
+    );
   }
   return {
     pid: Number(pid),
     ppid: Number(ppid),
     startTicks,
     how: { kind, number: Number(ending) },
+    endedBootUs: ended === undefined ? undefined : Number(ended),
+    survivor: mark === 'survivor',
     name,
   };
+}
+
+/** An `unlisted`: how many more ended in that way than have a row. @throws KeeperError `proc_row`. */
+export function parseUnlisted(value: Uint8Array): { kind: ProcEnd['kind']; count: number } {
+  const [, kind, count] = unlistedPattern.exec(lossyTextOf(value)) ?? [];
+  if (!isKind(kind)) throw new KeeperError('proc_row', 'an unlisted is not `how count`');
+  return { kind, count: Number(count) };
 }
 
 /** A `root_status`. @throws KeeperError `proc_row`. */

@@ -12,6 +12,7 @@ import {
   number,
   numberMaybe,
   parseProcRow,
+  parseUnlisted,
   parseRootStatus,
   text,
   textMaybe,
@@ -229,21 +230,50 @@ describe('fields', () => {
   );
 
   it('reads a process row whose name has blanks and broken bytes', () => {
-    const row = Buffer.concat([Buffer.from('12 1 345678 killed:9 a b) '), Buffer.from([0xff])]);
+    const row = Buffer.concat([
+      Buffer.from('12 1 345678 9000001 survivor killed:9 a b) '),
+      Buffer.from([0xff]),
+    ]);
     expect(parseProcRow(row)).toEqual({
       pid: 12,
       ppid: 1,
       startTicks: '345678',
       how: { kind: 'killed', number: 9 },
+      endedBootUs: 9_000_001,
+      survivor: true,
       name: 'a b) \ufffd',
+    });
+    expect(parseProcRow(Buffer.from('12 1 3 0 - gone:0 -'))).toMatchObject({
+      how: { kind: 'gone', number: 0 },
+      survivor: false,
+      name: '-',
     });
   });
 
-  it.each(['', '12 1 3 killed:9', '0 1 3 exit:0 a', '12 1 3 died:9 a', '12 1 x exit:0 a', '12 1 3 exit: a'])(
-    'takes no process row from %j',
-    (row) =>
-      expect(() => parseProcRow(Buffer.from(row))).toThrow(expect.objectContaining({ code: 'proc_row' })),
+  it('reads the row of a keeper of 0.1.0, which says neither when nor whether it survived', () => {
+    expect(parseProcRow(Buffer.from('12 1 3 exit:0 9 survivor exit:1 a'))).toEqual({
+      pid: 12,
+      ppid: 1,
+      startTicks: '3',
+      how: { kind: 'exit', number: 0 },
+      endedBootUs: undefined,
+      survivor: false,
+      name: '9 survivor exit:1 a',
+    });
+  });
+
+  it.each([
+    ...['', '12 1 3 killed:9', '0 1 3 exit:0 a', '12 1 3 died:9 a', '12 1 x exit:0 a', '12 1 3 exit: a'],
+    ...['12 1 3 4 exit:0 a', '12 1 3 4 other exit:0 a', '12 1 3 -4 - exit:0 a'],
+  ])('takes no process row from %j', (row) =>
+    expect(() => parseProcRow(Buffer.from(row))).toThrow(expect.objectContaining({ code: 'proc_row' })),
   );
+
+  it('reads how many are without a row', () => {
+    expect(parseUnlisted(Buffer.from('exit 944'))).toEqual({ kind: 'exit', count: 944 });
+    for (const broken of ['exit', 'exit 0', 'exit -1', 'died 1', 'exit 1 '])
+      expect(() => parseUnlisted(Buffer.from(broken))).toThrow(expect.objectContaining({ code: 'proc_row' }));
+  });
 
   it('reads how a root ended', () => {
     expect(parseRootStatus('exit:0')).toEqual({ kind: 'exit', number: 0 });

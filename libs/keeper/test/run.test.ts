@@ -5,7 +5,7 @@ import { chmodSync, chownSync, mkdirSync, writeFileSync } from 'node:fs';
 import { constants } from 'node:os';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
-import { fieldAll, number, parseRootStatus, text, textMaybe } from '../src/frames.ts';
+import { fieldAll, number, parseProcRow, parseRootStatus, text, textMaybe } from '../src/frames.ts';
 import { builds, release, variant } from './builds.ts';
 import { FakeAgent, Keeper, started, type KeeperStart } from './fake-agent.ts';
 
@@ -57,7 +57,7 @@ describe.each(builds)('a run ($name)', ({ name, keeper: program }) => {
     expect(parseRootStatus(text(ended, 'root_status'))).toEqual({ kind: 'exit', number: 3 });
     expect(number(ended, 'survivors')).toBe(0);
     expect(number(ended, 'processes')).toBe(1);
-    expect(fieldAll(ended, 'proc')).toEqual([]);
+    expect(fieldAll(ended, 'proc').map(parseProcRow)).toMatchObject([{ pid: root.pid, name: 'sh' }]);
     expect(await keeper.exit).toEqual({ code: 3, signal: null });
   });
 

@@ -28,7 +28,7 @@ import {
   secretPath,
   timestamp,
 } from './schema.ts';
-import { processRow } from './ledger.ts';
+import { processRow, unlistedCounts } from './ledger.ts';
 import { revocationTarget } from './messages.ts';
 
 /** RFC 9457, with our code and what to do next. */
@@ -84,7 +84,9 @@ export const endReport = z.strictObject({
   survivors: count,
   processes: count,
   proof: z.string(),
+  emptyBootMs: count,
   rows: z.array(processRow),
+  unlisted: unlistedCounts.optional(),
 });
 
 export const grantView = z.strictObject({
@@ -158,7 +160,8 @@ export const possessionRow = z.strictObject({
   to: timestamp.optional(),
   cause: z.string().optional(),
   rootPid: count.optional(),
-  survivors: z.array(processRow),
+  /** Of its tree, as far as they were accounted for by name; without the root. */
+  processes: z.array(processRow),
   entry: z.strictObject({ epoch: count, seq: count }),
 });
 export type PossessionRow = z.infer<typeof possessionRow>;

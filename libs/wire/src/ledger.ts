@@ -14,11 +14,24 @@ export const processRow = z.strictObject({
   pid: count,
   ppid: count,
   startTicks,
-  /** `exit:0`, `signal:15`, or `killed:9` where custody sent the signal. */
+  /** `exit:0`, `signal:15`, `killed:9` where custody sent the signal, `gone:0` where its own parent has its status. */
   how: z.string().max(32),
   name: z.string().max(64),
+  /** When its end was seen, on the boot-time clock; absent in entries of 0.1.0. */
+  endedBootMs: count.optional(),
+  /** Alive when the root had exited. */
+  survivor: z.literal(true).optional(),
 });
 export type ProcessRow = z.infer<typeof processRow>;
+
+/** How many more processes ended in each way than have a row. */
+export const unlistedCounts = z.strictObject({
+  exit: count.optional(),
+  signal: count.optional(),
+  killed: count.optional(),
+  gone: count.optional(),
+});
+export type UnlistedCounts = z.infer<typeof unlistedCounts>;
 
 const run = { grantId: id, runId: id };
 
@@ -55,6 +68,8 @@ export const hostKinds = {
     survivors: count,
     processes: count,
     rows: z.array(processRow).max(processRowsMax),
+    /** Beyond `rows`; absent where those are all. */
+    unlisted: unlistedCounts.optional(),
     /** How the end is known: the keeper saw the tree empty, or the agent swept after losing the keeper. */
     proof: z.enum(['keeper', 'sweep']),
     containment,
