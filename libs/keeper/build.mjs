@@ -67,6 +67,7 @@ const outputs = [
   { name: 'frame-check', sources: ['frame_test.c', 'frame.c'], ways: programs },
   { name: 'pty-run', sources: ['pty_test.c'], ways: programs },
   { name: 'signal-count', sources: ['signal_test.c'], ways: programs },
+  { name: 'clock-calls', sources: ['clocks_test.c'], ways: programs },
   { name: 'agent-least', sources: ['agent_test.c', 'frame.c'], ways: programs },
   { name: 'spawn-times', sources: ['spawn_test.c'], ways: programs },
 ];

@@ -453,11 +453,16 @@ export class Runs implements AsyncDisposable {
       () => {
         if (this.#options.bootMs() < killBootMs) return this.#watchCeiling(run);
         this.#options.groups.kill(run.runId);
-        const lagMs = this.#options.stopped(run.keeperPid) ? 0 : keeperLagMsMax;
-        run.watch = setTimeout(() => void this.#sweep(run), lagMs);
+        this.#awaitEnd(run, keeperLagMsMax);
       },
       Math.min(Math.max(leftMs, 0), 2 ** 31 - 1),
     );
+  }
+
+  /** A keeper that runs has its time to empty the tree. One that is stopped, or stopped again, has none. */
+  #awaitEnd(run: Run, leftMs: number): void {
+    if (leftMs <= 0 || this.#options.stopped(run.keeperPid)) return void this.#sweep(run);
+    run.watch = setTimeout(() => this.#awaitEnd(run, leftMs - keeperLookMs), keeperLookMs);
   }
 
   /** A living keeper has its time to come back. One that died may not be dead yet when its connection closes. */

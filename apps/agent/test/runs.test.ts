@@ -481,6 +481,29 @@ describe('a ceiling', () => {
     expect(s.swept).toEqual([grantId(1)]);
   });
 
+  it.each([1, -1])('stays where it is when the wall clock moves by %i h', async (hours) => {
+    const s = await scene();
+    await running(s);
+    vi.setSystemTime(Date.now() + hours * 3_600_000);
+    await pass(s, ceilingMs + 2_000 - 10);
+    expect(s.swept).toEqual([]);
+    vi.setSystemTime(Date.now() + hours * 3_600_000);
+    await pass(s, keeperLagMsMax + 20);
+    expect(s.swept).toEqual([grantId(1)]);
+    expect(s.spool.of('ended')).toMatchObject([{ cause: 'ceiling' }]);
+  });
+
+  it('of a keeper that somebody stops over and over is kept without the lag', async () => {
+    let looks = 0;
+    // Its own alarm continues it: not stopped at the first look.
+    const s = await scene({ stopped: () => ++looks > 1 });
+    await running(s);
+    await pass(s, ceilingMs + 2_000);
+    expect(s.swept).toEqual([]);
+    await pass(s, keeperLagMsMax / 10);
+    expect(s.swept).toEqual([grantId(1)]);
+  });
+
   it('counts from the instant of asking, not from the answer', async () => {
     const s = await scene();
     s.link.underWay = () => s.clock.advance(700);

@@ -28,6 +28,8 @@ const at = (name: string, folder: string): Build => ({
 
 /** Runs a command on a terminal of its own: native/pty_test.c. */
 export const ptyRun = `${room}build/pty-run`;
+/** Which clocks a program asks the kernel for: native/clocks_test.c. */
+export const clockCalls = `${room}build/clock-calls`;
 export const release = at('release', `${room}build/`);
 export const builds = [release, ...(sanitized ? [at('sanitized', `${room}build/asan/`)] : [])];
 /** Under the sanitizers: walks by scanning /proc, and waits 1 s, not 30, for the agent's answer. */
