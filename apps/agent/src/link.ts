@@ -7,6 +7,7 @@ import { CustodyError } from '@custody/core/errors';
 import {
   catchUpIntervalMs,
   grantRequestTimeoutMs,
+  linkJoinMsMax,
   pullTimeoutMs,
   reconcileIntervalMs,
   revocationsKeptMax,
@@ -69,6 +70,9 @@ export class Link implements AsyncDisposable {
   #recent: RevocationClaims[] = [];
   /** Undefined until the bus is joined. */
   #bus: Bus | undefined;
+  readonly #openedBootMs: number;
+  /** Settled once it is subscribed for the first time, or closed. */
+  readonly #begun = Promise.withResolvers<void>();
   #onReady: () => void = () => {};
   #cursor: number | undefined;
   #state: LinkState = 'down';
@@ -84,6 +88,7 @@ export class Link implements AsyncDisposable {
 
   constructor(options: LinkOptions) {
     this.#options = options;
+    this.#openedBootMs = options.bootMs();
   }
 
   get state(): LinkState {
@@ -123,6 +128,7 @@ export class Link implements AsyncDisposable {
     });
     this.#timer = setInterval(() => this.catchUp(), catchUpIntervalMs);
     this.catchUp();
+    this.#begun.resolve();
   }
 
   /** Nudge and timer alike: pull what is missing, then serve. One pull at a time; a nudge during one means another. */
@@ -134,13 +140,25 @@ export class Link implements AsyncDisposable {
     });
   }
 
-  /** Resolves when grants can be asked for. Rejects with `control_plane_unreachable`: at once when the bus is down. */
+  /**
+   * Resolves when grants can be asked for. Rejects with `control_plane_unreachable`: at once when the bus is down,
+   * but an agent that has just started is given its time to join it.
+   */
   async whenReady(): Promise<void> {
     if (this.#state === 'ready') return;
+    await this.#firstJoin();
     if (this.#bus?.connected !== true) throw unreachable('its message bus does not answer');
     if (this.#catchingUp === undefined) this.catchUp();
     await this.#catchingUp;
     if (this.#failure !== undefined) throw this.#failure;
+  }
+
+  async #firstJoin(): Promise<void> {
+    const leftMs = this.#openedBootMs + linkJoinMsMax - this.#options.bootMs();
+    if (leftMs <= 0) return;
+    const timer = setTimeout(() => this.#begun.resolve(), leftMs);
+    await this.#begun.promise;
+    clearTimeout(timer);
   }
 
   /** Makes sure that the policy copy is the newest. Without a network it stays what it is. */
@@ -196,6 +214,7 @@ export class Link implements AsyncDisposable {
 
   async [Symbol.asyncDispose](): Promise<void> {
     this.#closed = true;
+    this.#begun.resolve();
     clearInterval(this.#timer);
     clearTimeout(this.#retry);
     await Promise.all(this.#subscriptions.map((subscription) => subscription[Symbol.asyncDispose]()));

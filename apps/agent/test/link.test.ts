@@ -1,13 +1,13 @@
 // Owns the proof of the link: subscribe, catch up, serve; each revocation once and in order, whatever the bus brings.
 import { signJws } from '@custody/crypto/jws';
-import { revocationsKeptMax } from '@custody/core/limits';
+import { linkJoinMsMax, revocationsKeptMax } from '@custody/core/limits';
 import { signedTypes, type GrantRequest, type RevocationClaims } from '@custody/wire/messages';
 import { encodeJson } from '@custody/wire/schema';
 import { fleet } from '@custody/wire/subjects';
 import fc from 'fast-check';
 import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { describe, expect, it, onTestFinished } from 'vitest';
+import { describe, expect, it, onTestFinished, vi } from 'vitest';
 import { CustodyError } from '@custody/core/errors';
 import { Link } from '../src/link.ts';
 import {
@@ -249,15 +249,49 @@ describe('whenReady', () => {
     });
   });
 
-  it('before the bus was ever joined fails at once', async () => {
-    const { log } = captureLog();
-    const clock = new Clock();
-    const link = new Link({
-      ...{ hostId, controlPlaneKey: controlKey, cursorFile: join(folder(), 'c'), log },
-      ...{ bootMs: clock.bootMs, wallClock: clock.wallClock, onRevocation: () => {} },
+  describe('of an agent that has just started', () => {
+    const justOpened = (): { link: Link; clock: Clock } => {
+      const { log } = captureLog();
+      const clock = new Clock();
+      const link = new Link({
+        ...{ hostId, controlPlaneKey: controlKey, cursorFile: join(folder(), 'c'), log },
+        ...{ bootMs: clock.bootMs, wallClock: clock.wallClock, onRevocation: () => {} },
+      });
+      onTestFinished(() => link[Symbol.asyncDispose]());
+      return { link, clock };
+    };
+    const unreachable = { code: 'control_plane_unreachable' };
+
+    it('waits until the bus is joined, and what was missed applied', async () => {
+      const { link } = justOpened();
+      const ready = link.whenReady();
+      await settle();
+      await link.start((await ControlPlane.open()).hostBus, () => {});
+      expect(link.state).not.toBe('ready');
+      await ready;
+      expect(link.state).toBe('ready');
     });
-    await expect(link.whenReady()).rejects.toMatchObject({ code: 'control_plane_unreachable' });
-    await link[Symbol.asyncDispose]();
+
+    it('does not wait longer than an agent may take to join it', async () => {
+      vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout'] });
+      onTestFinished(() => void vi.useRealTimers());
+      const { link, clock } = justOpened();
+      const asked = expect(link.whenReady()).rejects.toMatchObject(unreachable);
+      clock.advance(linkJoinMsMax);
+      await vi.advanceTimersByTimeAsync(linkJoinMsMax);
+      await asked;
+      await expect(link.whenReady()).rejects.toMatchObject(unreachable);
+    });
+
+    it('fails at once where that time is over, and where it is being closed', async () => {
+      const late = justOpened();
+      late.clock.advance(linkJoinMsMax);
+      await expect(late.link.whenReady()).rejects.toMatchObject(unreachable);
+      const closing = justOpened();
+      const asked = expect(closing.link.whenReady()).rejects.toMatchObject(unreachable);
+      await closing.link[Symbol.asyncDispose]();
+      await asked;
+    });
   });
 
   it('tells a control plane that does not run from a bus that does not', async () => {

@@ -66,6 +66,8 @@ export const joinTokenTtlMsMax = 7 * 24 * 3_600_000;
 export const hostNameBytesMax = 63;
 
 /** The link between agent and control plane. */
+/** After an agent's start: how long a run may wait for the link to be joined for the first time. */
+export const linkJoinMsMax = 5_000;
 export const grantRequestTimeoutMs = 5_000;
 export const pullTimeoutMs = 5_000;
 export const busMessageBytesMax = 1_000_000;
