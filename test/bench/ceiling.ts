@@ -45,6 +45,7 @@ const batches: Readonly<Record<Condition, number>> = {
 
 interface Tree {
   readonly run: ChildProcess;
+  readonly exit: Promise<unknown>;
   readonly grantId: string;
   readonly root: number;
   readonly daemon: number;
@@ -155,7 +156,7 @@ async function batch(
       const [code] = (await helped) ?? [0];
       if (code !== 0) console.error(`\n${condition}: the helper failed`);
     }
-    await Promise.all(trees.map(({ run }) => run.exitCode ?? run.signalCode ?? once(run, 'exit')));
+    await Promise.all(trees.map(({ exit }) => exit));
     const ceilings = ceilingsOf(constellation);
     return trees.map((tree) => {
       const ceilingMs = ceilings.get(tree.grantId) ?? Number.NaN;
@@ -191,12 +192,13 @@ async function start(constellation: Constellation, ttlMs: number): Promise<Tree>
       stdio: ['ignore', 'pipe', 'inherit'],
     },
   );
+  const exit = once(run, 'exit');
   const line = await new Promise<string>((resolve, reject) => {
     createInterface({ input: run.stdout }).once('line', resolve);
-    run.once('exit', (code, signal) => reject(new Error(`a run ended before it was up: ${code ?? signal}`)));
+    exit.then(([code]) => reject(new Error(`a run ended before it was up, with ${String(code)}`)), reject);
   });
   const [grantId = '', of = '', daemon = ''] = line.split(' ');
-  return { run, grantId, root: Number(of), daemon: Number(daemon) };
+  return { run, exit, grantId, root: Number(of), daemon: Number(daemon) };
 }
 
 /** By the host's own ledger: what it put on record before it released anything. */
