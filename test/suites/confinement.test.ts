@@ -84,6 +84,7 @@ describe('with the credentials of host-a', () => {
       `custody.v1.host.${b}.down.ledger`,
       `custody.v1.host.${a}.down.ledger`,
       'custody.v1.fleet.revocation',
+      'custody.v1.fleet.beacon',
       'custody.v1.fleet.policy',
       `_INBOX_${b}.x`,
       `_INBOX_${a}.x`,

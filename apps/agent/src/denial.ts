@@ -1,6 +1,7 @@
-// Owns the denial that a host can decide alone, by its copy of the policy.
+// Owns the denials that a host decides alone: by its copy of the policy, or since something came while a grant was under way.
 import { deniedByPolicy, deniedDelivery, localUser } from '@custody/core/cedar';
-import type { CustodyError } from '@custody/core/errors';
+import { CustodyError } from '@custody/core/errors';
+import type { RevocationClaims } from '@custody/wire/messages';
 import type { Ask } from './delivery.ts';
 import type { Link } from './link.ts';
 
@@ -48,4 +49,21 @@ function denialOf(
       return deniedDelivery({ ...wanted, deliver }, copy.revision, decision.policyIds, allowed);
   }
   return undefined;
+}
+
+export function revokedMeanwhile(claims: RevocationClaims | undefined): CustodyError {
+  const why = claims === undefined ? '' : `: ${claims.reason}`;
+  return new CustodyError('denied_by_policy', `the grant was revoked before it was released${why}`, {
+    next: 'nothing was released; ask who revoked it',
+  });
+}
+
+export function cutOffMeanwhile(): CustodyError {
+  return new CustodyError(
+    'control_plane_unreachable',
+    'this host was cut off while the grant was under way',
+    {
+      next: 'nothing was released; run the command again',
+    },
+  );
 }

@@ -24,7 +24,8 @@ import { peerOf } from '@custody/keeper/native';
 import { readAsk } from './delivery.ts';
 import type { Log } from './log.ts';
 import { recorded, type Ended } from './record.ts';
-import type { KeeperEnd, Peer, Release } from './run.ts';
+import type { Release } from './release.ts';
+import type { KeeperEnd, Peer } from './run.ts';
 import type { Runs } from './runs.ts';
 
 const socketPathBytesMax = 100;
@@ -144,6 +145,10 @@ class Conversation implements KeeperEnd {
     ]);
   }
 
+  fresh(untilBootMs: number): void {
+    this.#send('fresh', [['until_boot_ms', String(untilBootMs)]]);
+  }
+
   #take(frame: Frame): void {
     const { runs } = this.#options;
     if (!this.#asked) return this.#first(frame);
@@ -208,7 +213,8 @@ class Conversation implements KeeperEnd {
   #resume(frame: Frame): void {
     const grantId = text(frame, 'grant');
     try {
-      this.#options.runs.resume(grantId, this.#peer, this);
+      const fresh = numberMaybe(frame, 'fresh_until_boot_ms');
+      this.#options.runs.resume(grantId, this.#peer, this, fresh);
       this.#grantId = grantId;
       this.#send('adopted', []);
       this.#options.runs.started(grantId, number(frame, 'pid'), text(frame, 'start_ticks'));
@@ -242,7 +248,7 @@ class Conversation implements KeeperEnd {
 
 /** The frame with the values in it: the caller wipes it. What it was built from is wiped here. */
 function encodeGranted(release: Release): Buffer {
-  const { grantId, ceilingBootMs, graceMs, environment, delivered, onExit } = release;
+  const { grantId, ceilingBootMs, freshUntilBootMs, graceMs, environment, delivered, onExit } = release;
   const assignments = environment.map(([name, value]) => Buffer.concat([Buffer.from(`${name}=`), value]));
   const encoded = delivered.map(([key, name, value]) => [key, inBase64(name, value)] as const);
   try {
@@ -252,6 +258,9 @@ function encodeGranted(release: Release): Buffer {
         ['grant', grantId],
         ['ceiling_boot_ms', String(ceilingBootMs)],
         ['grace_ms', String(graceMs)],
+        ...(freshUntilBootMs === Infinity
+          ? []
+          : [['fresh_until_boot_ms', String(freshUntilBootMs)] as const]),
         ['on_exit', onExit],
         ...(release.keep ?? []).map((pattern) => ['keep', pattern] as const),
         ...(release.drop ?? []).map((pattern) => ['drop', pattern] as const),
@@ -287,13 +296,14 @@ export function inBase64(name: string, value: Uint8Array): Buffer {
   return out;
 }
 
+const causes: readonly Ended['cause'][] = ['exit', 'ceiling', 'stale', 'revoked', 'agent'];
+
 function readEnded(frame: Frame): Ended {
   const cause = text(frame, 'cause');
-  if (cause !== 'exit' && cause !== 'ceiling' && cause !== 'revoked' && cause !== 'agent') {
-    throw new Error('ended with an unknown cause');
-  }
+  const known = causes.find((each) => each === cause);
+  if (known === undefined) throw new Error('ended with an unknown cause');
   return {
-    cause,
+    cause: known,
     rootStatus: textMaybe(frame, 'root_status'),
     signalledBootMs: bootMsOf(numberMaybe(frame, 'signalled_boot_us')),
     emptyBootMs: number(frame, 'empty_boot_us') / 1_000,

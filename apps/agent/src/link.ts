@@ -1,11 +1,21 @@
-// Owns the link to the control plane: revocations in order, the policy copy, and grants asked for. Subscribe, catch up, serve.
-import { readFile } from 'node:fs/promises';
+// Owns the link to the control plane: revocations in order, freshness, the policy copy, grants. Subscribe, catch up, serve.
 import type { Bus } from '@custody/bus/bus';
 import { BusError } from '@custody/bus/errors';
 import { parsePolicies, PolicyEngine } from '@custody/core/cedar';
 import { CustodyError } from '@custody/core/errors';
 import {
-  catchUpIntervalMs,
+  hearBeacon,
+  hearProof,
+  isOfLog,
+  isSetBack,
+  mustAsk,
+  unproven,
+  type HeadStatement,
+  type Standing,
+  type Verdict,
+} from '@custody/core/freshness';
+import {
+  beaconIntervalMs,
   grantRequestTimeoutMs,
   linkJoinMsMax,
   pullTimeoutMs,
@@ -14,12 +24,14 @@ import {
 } from '@custody/core/limits';
 import { classify, hits, type RevocableGrant } from '@custody/core/revocation';
 import { verifyJws } from '@custody/crypto/jws';
-import { writeFileAtomic } from '@custody/crypto/keyfiles';
-import { carrier, traced } from '@custody/telemetry/telemetry';
+import { carrier, counter, traced } from '@custody/telemetry/telemetry';
 import {
+  beaconBroadcast,
+  beaconClaims,
   errorOf,
   grantAnswer,
   grantClaims,
+  headClaims,
   policyAnswer,
   policyClaims,
   policyNotice,
@@ -27,13 +39,16 @@ import {
   revocationClaims,
   revocationsAnswer,
   signedTypes,
+  type BeaconClaims,
   type GrantClaims,
   type GrantRequest,
+  type HeadClaims,
   type RevocationClaims,
 } from '@custody/wire/messages';
 import { encodeJson, parse, parseJson } from '@custody/wire/schema';
 import { fleet, hostUp, type UpWhat } from '@custody/wire/subjects';
 import type { z } from 'zod';
+import { readCursor, writeCursor, type Cursor } from './cursor.ts';
 import type { Log } from './log.ts';
 
 export type LinkState = 'down' | 'catching_up' | 'ready';
@@ -60,7 +75,19 @@ export interface LinkOptions {
   readonly log: Log;
   /** Applies one revocation to this host's runs. Synchronous, so that nothing can come between. */
   readonly onRevocation: (claims: RevocationClaims, heardBootMs: number, heardAt: Date) => void;
+  /** Every revocation made before that instant has been applied here. */
+  readonly onFresh: (provenBootMs: number) => void;
+  /** The log was set back. Resolves, when that is on record, with how many runs are open. */
+  readonly onLogChange: (change: LogChange) => Promise<number>;
+  readonly newNonce: () => string;
 }
+
+export interface LogChange {
+  readonly from: { readonly log?: string; readonly epoch: number };
+  readonly to: { readonly log: string; readonly epoch: number };
+}
+
+const beaconsHeard = counter('custody.agent.beacons', 'beacons heard, by what they were to this host');
 
 export class Link implements AsyncDisposable {
   readonly #options: LinkOptions;
@@ -74,7 +101,11 @@ export class Link implements AsyncDisposable {
   /** Settled once it is subscribed for the first time, or closed. */
   readonly #begun = Promise.withResolvers<void>();
   #onReady: () => void = () => {};
-  #cursor: number | undefined;
+  #cursor: Cursor | undefined;
+  #standing: Standing = unproven;
+  /** On the last beacon: what is wrong with many in a row goes into the log once. */
+  #verdict: Verdict | 'refused' = 'fresh';
+  #beaconBootMs: number | undefined;
   #state: LinkState = 'down';
   #policy: PolicyCopy | undefined;
   #catchingUp: Promise<void> | undefined;
@@ -96,7 +127,17 @@ export class Link implements AsyncDisposable {
   }
 
   get cursor(): number {
-    return this.#cursor ?? 0;
+    return this.#cursor?.epoch ?? 0;
+  }
+
+  /** Every revocation made before it has been applied here; undefined before the control plane was reached. */
+  get provenBootMs(): number | undefined {
+    return this.#standing.provenBootMs;
+  }
+
+  /** When a beacon last counted. */
+  get beaconBootMs(): number | undefined {
+    return this.#beaconBootMs;
   }
 
   get policy(): PolicyCopy | undefined {
@@ -120,13 +161,16 @@ export class Link implements AsyncDisposable {
           () => this.catchUp(),
         );
       }),
+      await bus.subscribe(fleet('beacon'), ({ data }) => void this.#hearBeacon(data, bootMs())),
       await bus.subscribe(fleet('policy'), ({ data }) => this.#heardOfPolicy(data)),
     );
     bus.onStatus((status) => {
       if (status === 'connected') this.catchUp();
       else this.#setState('down');
     });
-    this.#timer = setInterval(() => this.catchUp(), catchUpIntervalMs);
+    this.#timer = setInterval(() => {
+      if (this.#state !== 'ready' || mustAsk(this.#standing, bootMs())) this.catchUp();
+    }, beaconIntervalMs);
     this.catchUp();
     this.#begun.resolve();
   }
@@ -202,6 +246,12 @@ export class Link implements AsyncDisposable {
     return this.revokedSince(grant, decidedEpoch);
   }
 
+  /** Makes sure that what is proven is not older than that instant, and says what is. Throws where nothing newer can be had. */
+  async prove(sinceBootMs: number): Promise<number> {
+    if ((this.provenBootMs ?? -Infinity) < sinceBootMs) await this.#pullRevocations();
+    return this.provenBootMs ?? -Infinity;
+  }
+
   revokedSince(grant: RevocableGrant, decidedEpoch: number): RevocationClaims | undefined {
     const oldest = this.#recent[0]?.epoch ?? this.cursor + 1;
     if (oldest > decidedEpoch + 1 && this.cursor > decidedEpoch) {
@@ -249,22 +299,102 @@ export class Link implements AsyncDisposable {
 
   async #pullRevocations(): Promise<void> {
     const { bootMs, wallClock } = this.#options;
-    for (;;) {
+    for (let setBack = false; ;) {
+      const asked = this.#cursor;
       // A host without a cursor has no grant that an older entry could hit: it begins at the head.
-      const after = this.#cursor ?? Number.MAX_SAFE_INTEGER;
-      const { entries, head } = await this.#ask('revocations', { after }, revocationsAnswer, pullTimeoutMs);
-      const before = this.#cursor;
-      if (before === undefined) await this.#moveCursor(head);
-      else
-        await this.#take(
-          () => entries,
-          bootMs(),
-          wallClock(),
-          () => {},
-        );
-      if (this.cursor >= head) return;
-      if (this.cursor === before) throw unreachable('its revocation log does not verify, or has a gap');
+      const after = asked?.epoch ?? Number.MAX_SAFE_INTEGER;
+      const askedBootMs = bootMs();
+      const { entries, head } = await this.#askForHead(after);
+      if (isSetBack({ log: asked?.log, cursor: asked?.epoch ?? 0 }, head)) {
+        if (setBack) throw unreachable('two revocation logs answer in turn');
+        setBack = true;
+        await this.#beginAnew(head);
+        continue;
+      }
+      await this.#inLine(() => this.#nameLog(head));
+      await this.#take(
+        () => entries,
+        bootMs(),
+        wallClock(),
+        () => {},
+      );
+      if (this.#cursor?.log !== head.log) throw unreachable('its revocation log was set back meanwhile');
+      if (this.cursor >= head.epoch) return this.#prove(hearProof(this.#standing, head, askedBootMs));
+      if (this.cursor === asked?.epoch) throw unreachable('its revocation log does not verify, or has a gap');
     }
+  }
+
+  /** Of a host that has no cursor yet, and of one whose cursor was left by an agent that knew of one log only. */
+  async #nameLog({ log, since, epoch }: HeadStatement & HeadClaims): Promise<void> {
+    const cursor = this.#cursor;
+    if (cursor === undefined) await this.#moveCursor({ epoch, log, since });
+    else if (cursor.log === undefined) await this.#moveCursor({ ...cursor, log, since });
+  }
+
+  /** Entries after a cursor, and the signed word on where the log stands, made after this was asked. */
+  async #askForHead(after: number): Promise<{ entries: string[]; head: HeadStatement & HeadClaims }> {
+    const nonce = this.#options.newNonce();
+    const asked = { after, nonce };
+    const { entries, proof } = await this.#ask('revocations', asked, revocationsAnswer, pullTimeoutMs);
+    if (proof === undefined) throw unreachable('it is older than this agent, and proves nothing');
+    const claims = await this.#verify(signedTypes.head, proof, headClaims);
+    if (claims.nonce !== nonce) throw unreachable('it answered another question than was asked');
+    return { entries, head: stated(claims) };
+  }
+
+  /**
+   * An older database was restored, or this is another one. What of the new log has been applied here cannot be
+   * known: it is followed from its start, unless nothing is open that it could hit.
+   */
+  async #beginAnew(head: HeadStatement & HeadClaims): Promise<void> {
+    const { onLogChange, log: logger } = this.#options;
+    await this.#inLine(async () => {
+      const was = this.#cursor;
+      // Another pull may have found it first.
+      if (!isSetBack({ log: was?.log, cursor: this.cursor }, head)) return;
+      const { log, since, epoch } = head;
+      const from = { ...(was?.log === undefined ? {} : { log: was.log }), epoch: was?.epoch ?? 0 };
+      logger.error(
+        { from, to: { log, epoch } },
+        'the revocation log was set back: strict runs of before are not renewed; see docs/revocation.md',
+      );
+      const open = await onLogChange({ from, to: { log, epoch } });
+      this.#recent = [];
+      await this.#moveCursor({ epoch: open > 0 ? 0 : epoch, log, since });
+    });
+  }
+
+  /** Judged in one line with the entries: what was said before a beacon has been applied when it is its turn. */
+  async #hearBeacon(data: Uint8Array, heardBootMs: number): Promise<void> {
+    await this.#inLine(async () => {
+      let beacon: HeadStatement & BeaconClaims;
+      try {
+        const token = parseJson(beaconBroadcast, data, 'beacon').beacon;
+        beacon = stated(await this.#verify(signedTypes.beacon, token, beaconClaims));
+      } catch (error) {
+        return this.#judged('refused', error);
+      }
+      const followed = { log: this.#cursor?.log, cursor: this.cursor };
+      const { verdict, standing } = hearBeacon(this.#standing, beacon, followed, heardBootMs);
+      this.#judged(verdict);
+      if (verdict === 'fresh') {
+        this.#beaconBootMs = heardBootMs;
+        this.#prove(standing);
+      } else if (verdict !== 'old') this.catchUp();
+    });
+  }
+
+  #judged(verdict: Verdict | 'refused', error?: unknown): void {
+    beaconsHeard.add(1, { verdict });
+    const notable = verdict !== 'fresh' && verdict !== 'old' && verdict !== 'behind';
+    if (notable && verdict !== this.#verdict)
+      this.#options.log.warn({ verdict, err: error }, 'a beacon does not count');
+    this.#verdict = verdict;
+  }
+
+  #prove(standing: Standing): void {
+    this.#standing = standing;
+    if (standing.provenBootMs !== undefined) this.#options.onFresh(standing.provenBootMs);
   }
 
   /** The one path of every entry, pulled or broadcast: verified, in order, once. A pull finds its own gap. */
@@ -274,33 +404,40 @@ export class Link implements AsyncDisposable {
     heardAt: Date,
     onGap: () => void,
   ): Promise<void> {
-    this.#applying = this.#applying.then(async () => {
-      try {
-        const before = this.#cursor;
-        for (const entry of entriesOf()) {
-          const claims = await this.#verify(signedTypes.revocation, entry, revocationClaims);
-          if (this.#cursor === undefined) return;
-          const what = classify(this.#cursor, claims.epoch);
-          if (what === 'gap') {
-            onGap();
-            break;
-          }
-          if (what === 'known') continue;
-          this.#options.onRevocation(claims, heardBootMs, heardAt);
-          this.#cursor = claims.epoch;
-          this.#recent = [...this.#recent.slice(1 - revocationsKeptMax), claims];
+    const taken = this.#inLine(async () => {
+      const before = this.#cursor;
+      for (const entry of entriesOf()) {
+        const claims = await this.#verify(signedTypes.revocation, entry, revocationClaims);
+        const cursor = this.#cursor;
+        if (cursor === undefined) return;
+        const what = classify(cursor.epoch, claims.epoch);
+        // Of another log than is followed here, or of one not known yet: the answer to a question will tell.
+        if (what === 'gap' || !isOfLog(cursor, claims)) {
+          onGap();
+          break;
         }
-        if (this.#cursor !== undefined && this.#cursor !== before) await this.#moveCursor(this.#cursor);
-      } catch (error) {
-        this.#options.log.error({ err: error }, 'a revocation was refused');
+        if (what === 'known') continue;
+        this.#options.onRevocation(claims, heardBootMs, heardAt);
+        this.#cursor = { ...cursor, epoch: claims.epoch };
+        this.#recent = [...this.#recent.slice(1 - revocationsKeptMax), claims];
       }
+      if (this.#cursor !== undefined && this.#cursor !== before) await this.#moveCursor(this.#cursor);
     });
-    return this.#applying;
+    return taken.catch((error: unknown) =>
+      this.#options.log.error({ err: error }, 'a revocation was refused'),
+    );
   }
 
-  async #moveCursor(epoch: number): Promise<void> {
-    this.#cursor = epoch;
-    await writeFileAtomic(this.#options.cursorFile, new TextEncoder().encode(`${epoch}\n`), 0o600);
+  /** One after the other, whichever way it came. */
+  #inLine(work: () => Promise<void>): Promise<void> {
+    const done = this.#applying.then(work);
+    this.#applying = done.catch(() => {});
+    return done;
+  }
+
+  async #moveCursor(cursor: Cursor): Promise<void> {
+    this.#cursor = cursor;
+    await writeCursor(this.#options.cursorFile, cursor);
   }
 
   #heardOfPolicy(data: Uint8Array): void {
@@ -368,15 +505,8 @@ export class Link implements AsyncDisposable {
   }
 }
 
-async function readCursor(path: string): Promise<number | undefined> {
-  try {
-    const text = await readFile(path, 'utf8');
-    if (!/^\d{1,15}\n$/.test(text)) throw new CustodyError('internal', `${path} holds no revocation epoch`);
-    return Number(text);
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return undefined;
-    throw error;
-  }
+function stated<Claims extends BeaconClaims>(claims: Claims): HeadStatement & Claims {
+  return { ...claims, atMs: Date.parse(claims.at) };
 }
 
 function whyUnreachable(cause: unknown): string {
@@ -388,7 +518,7 @@ function whyUnreachable(cause: unknown): string {
 
 function unreachable(why: string, cause?: unknown): CustodyError {
   return new CustodyError('control_plane_unreachable', `the control plane cannot be reached: ${why}`, {
-    next: 'nothing was released; runs that already hold a grant go on to their ceiling; see custody agent status',
+    next: 'nothing was released; custody agent status shows how long open runs may go on',
     cause,
   });
 }

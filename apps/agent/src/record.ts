@@ -9,7 +9,7 @@ import type { Member } from './process.ts';
 
 /** How a tree ended, by its keeper's word. */
 export interface Ended {
-  readonly cause: 'exit' | 'ceiling' | 'revoked' | 'agent';
+  readonly cause: 'exit' | 'ceiling' | 'stale' | 'revoked' | 'agent';
   readonly rootStatus: string | undefined;
   readonly signalledBootMs: number | undefined;
   readonly emptyBootMs: number;
@@ -117,7 +117,7 @@ export function releasedBody(
   ask: Ask,
   { uid, pid, subject }: { uid: number; pid: number; subject: string },
 ): HostBody<'released'> {
-  const { credentials, ceilingMs, policyRevision, policyIds, containment, parent } = claims;
+  const { credentials, ceilingMs, freshness, policyRevision, policyIds, containment, parent } = claims;
   return {
     ...{ grantId: run.grantId, runId: run.runId, uid, pid, subject },
     command: [...ask.command],
@@ -126,6 +126,7 @@ export function releasedBody(
     ...{
       ceilingMs,
       ceilingBootMs: run.ceilingBootMs,
+      freshness,
       policyRevision,
       policyIds: [...policyIds],
       containment,
@@ -137,10 +138,14 @@ export function releasedBody(
   };
 }
 
-export function endedBody({ grantId, runId, containment }: Identified, end: Closing): HostBody<'ended'> {
+export function endedBody(
+  { grantId, runId, containment, freshUntilBootMs }: Identified & { readonly freshUntilBootMs: number },
+  end: Closing,
+): HostBody<'ended'> {
   const { cause, rootStatus, survivors, processes, proof } = end;
   return {
     ...{ grantId, runId, cause, survivors, processes, proof, containment },
+    ...(cause === 'stale' && freshUntilBootMs !== Infinity ? { freshUntilBootMs } : {}),
     ...(rootStatus === undefined ? {} : { rootStatus }),
     emptyBootMs: Math.floor(end.emptyBootMs),
     rows: [...end.rows],

@@ -1,5 +1,8 @@
-// Owns what the agent knows of one run while it is open, and what it and the run's keeper are to each other.
-import type { Delivery, OnExit } from '@custody/core/policy';
+// Owns what the agent knows of one run while it is open: how it is made, found again, shown, and until when it may go on.
+import { freshUntil } from '@custody/core/freshness';
+import { graceMsDefault } from '@custody/core/limits';
+import type { Freshness } from '@custody/core/policy';
+import type { HostBody } from '@custody/wire/ledger';
 import type { GrantClaims } from '@custody/wire/messages';
 import type { Held } from '@custody/wire/schema';
 import type { Closing, Heard } from './record.ts';
@@ -14,21 +17,8 @@ export interface Peer {
 /** The keeper of one run, as runs see it. */
 export interface KeeperEnd {
   end(cause: 'revoked' | 'ceiling' | 'agent', graceMs: number): void;
-}
-
-/** What the keeper is told once everything is on record. `wipe` must be called when it has been sent. */
-export interface Release {
-  readonly grantId: string;
-  readonly ceilingBootMs: number;
-  readonly graceMs: number;
-  readonly environment: readonly (readonly [string, Uint8Array])[];
-  /** What does not stand in the environment. */
-  readonly delivered: readonly (readonly [Exclude<Delivery, 'env'>, string, Uint8Array])[];
-  readonly onExit: OnExit;
-  readonly keep: readonly string[] | undefined;
-  readonly drop: readonly string[] | undefined;
-  readonly notes: readonly string[];
-  wipe(): void;
+  /** The host is fresh for it until then. */
+  fresh(untilBootMs: number): void;
 }
 
 export interface Run {
@@ -43,6 +33,12 @@ export interface Run {
   readonly containment: GrantClaims['containment'];
   readonly ceilingBootMs: number;
   readonly graceMs: number;
+  /** Undefined in a record from before it was acted on: then it is not. */
+  readonly freshness: Freshness | undefined;
+  /** Until when it is fresh. The keeper keeps it too, and knows it where an agent has just started. */
+  freshUntilBootMs: number;
+  /** False where the revocation log was set back since: what is proven now says nothing of the one before. */
+  renewable: boolean;
   /** The grants around it. */
   readonly within: readonly string[];
   /** Where its files stand. */
@@ -67,6 +63,7 @@ export interface Run {
 /** Of a run that was just granted, or just found in the ledger. */
 export function atStart() {
   return {
+    renewable: true,
     started: false,
     root: undefined,
     keeper: undefined,
@@ -77,5 +74,72 @@ export function atStart() {
     killedBootMs: undefined,
     told: undefined,
     escapes: new Set<string>(),
+  };
+}
+
+/** A run as its release has it on record. How fresh it is stands nowhere but with its keeper. */
+export function runOnRecord(body: HostBody<'released'>, within: readonly string[], releasedSeq: number): Run {
+  return {
+    ...body,
+    within,
+    place: body.place,
+    freshness: body.freshness,
+    freshUntilBootMs: body.freshness?.kind === 'strict' ? 0 : Infinity,
+    keeperPid: body.pid,
+    keeperStartTicks: body.startTicks,
+    graceMs: graceMsDefault,
+    releasedSeq,
+    ...atStart(),
+  };
+}
+
+/** When it must begin to end, whoever is dead or stopped. */
+export function boundBootMs(run: Run): number {
+  return Math.min(run.ceilingBootMs, run.freshUntilBootMs);
+}
+
+/** Why a run is over its bound; undefined where it is not. */
+export function overdue(run: Run, nowBootMs: number): 'ceiling' | 'stale' | undefined {
+  if (nowBootMs < boundBootMs(run)) return undefined;
+  return run.freshUntilBootMs < run.ceilingBootMs ? 'stale' : 'ceiling';
+}
+
+/** Moves on until when it is fresh. One whose time has passed stays over: its keeper is ending it. */
+export function renewRun(run: Run, provenBootMs: number, nowBootMs: number): void {
+  if (run.freshness === undefined || !run.renewable || run.freshUntilBootMs <= nowBootMs) return;
+  const until = Math.floor(freshUntil(run.freshness, provenBootMs));
+  if (until <= run.freshUntilBootMs) return;
+  run.freshUntilBootMs = until;
+  run.keeper?.fresh(until);
+}
+
+/** What its keeper says of until when it is fresh: never more than the policy's bound from now. */
+export function adoptFreshness(run: Run, keptUntilBootMs: number | undefined, nowBootMs: number): void {
+  if (run.freshness?.kind !== 'strict') return;
+  const kept = Math.floor(Math.min(keptUntilBootMs ?? 0, nowBootMs + run.freshness.ms));
+  run.freshUntilBootMs = Math.max(run.freshUntilBootMs, kept);
+}
+
+/** What `custody agent status` shows of a run. */
+export interface RunShown {
+  readonly grantId: string;
+  readonly uid: number;
+  readonly keeperPid: number;
+  readonly ceilingInMs: number;
+  readonly freshness?: Freshness;
+  /** Strict: when it ends unless a beacon comes. */
+  readonly staleInMs?: number;
+  /** Whether a beacon would help. */
+  readonly renewable: boolean;
+  readonly command: readonly string[];
+}
+
+export function shown(run: Run, nowBootMs: number): RunShown {
+  const { grantId, uid, keeperPid, command, freshness, renewable } = run;
+  const inMs = (bootMs: number): number => Math.max(0, Math.round(bootMs - nowBootMs));
+  return {
+    ...{ grantId, uid, keeperPid, ceilingInMs: inMs(run.ceilingBootMs), renewable, command },
+    ...(freshness === undefined ? {} : { freshness }),
+    ...(freshness?.kind === 'strict' ? { staleInMs: inMs(run.freshUntilBootMs) } : {}),
   };
 }

@@ -2,13 +2,9 @@
 import { decideCeiling } from '@custody/core/grant';
 import { localUser } from '@custody/core/cedar';
 import { CustodyError } from '@custody/core/errors';
-import {
-  graceMsDefault,
-  keeperLagMsMax,
-  keeperReturnMsMax,
-  refusalRecordsMax,
-  runsPerHostMax,
-} from '@custody/core/limits';
+import { keeperLagMsMax, keeperReturnMsMax, refusalRecordsMax, runsPerHostMax } from '@custody/core/limits';
+import { freshUntil } from '@custody/core/freshness';
+import type { Freshness } from '@custody/core/policy';
 import { hits } from '@custody/core/revocation';
 import type { SealingKey } from '@custody/crypto/keys';
 import type { Outsider } from '@custody/keeper/scan';
@@ -23,7 +19,7 @@ import {
   type RevocationClaims,
 } from '@custody/wire/messages';
 import type { Ask } from './delivery.ts';
-import { denyByCopy } from './denial.ts';
+import { cutOffMeanwhile, denyByCopy, revokedMeanwhile } from './denial.ts';
 import {
   earliest,
   endedBody,
@@ -38,18 +34,34 @@ import {
 } from './record.ts';
 import type { Escapes, Seen } from './escapes.ts';
 import type { RunGroups } from './groups.ts';
-import type { Granted, Link } from './link.ts';
+import type { Granted, Link, LogChange } from './link.ts';
 import type { Log } from './log.ts';
 import type { Manifests } from './manifests.ts';
 import { openValues } from './opening.ts';
+import { releaseOf, type Release } from './release.ts';
 import { startOf } from './process.ts';
-import { atStart, type KeeperEnd, type Peer, type Release, type Run } from './run.ts';
+import {
+  adoptFreshness,
+  atStart,
+  boundBootMs,
+  overdue,
+  renewRun,
+  runOnRecord,
+  shown,
+  type KeeperEnd,
+  type Peer,
+  type Run,
+  type RunShown,
+} from './run.ts';
 import type { Spool } from './spool.ts';
 
 export interface RunsOptions {
   readonly hostName: string;
   readonly sealingKey: SealingKey;
-  readonly link: () => Pick<Link, 'policy' | 'refreshPolicy' | 'whenReady' | 'requestGrant' | 'standing'>;
+  readonly link: () => Pick<
+    Link,
+    'policy' | 'refreshPolicy' | 'whenReady' | 'requestGrant' | 'standing' | 'prove'
+  >;
   readonly spool: () => Pick<Spool, 'append'>;
   readonly sweep: (
     grantId: string,
@@ -72,6 +84,7 @@ const keeperLookMs = 50;
 
 const grantsReleased = counter('custody.agent.grants', 'grants released to a tree');
 const runsRefused = counter('custody.agent.refusals', 'runs refused, by code');
+const runsStale = counter('custody.agent.stale', 'runs ended because this host was cut off');
 const revokedToEmpty = histogram(
   'custody.agent.revoked_to_empty',
   'from hearing of a revocation to an empty tree',
@@ -83,6 +96,7 @@ export class Runs implements AsyncDisposable {
   readonly #runs = new Map<string, Run>();
   readonly #closing = new Set<Promise<void>>();
   #refusalsWaiting = 0;
+  #provenBootMs = -Infinity;
 
   constructor(options: RunsOptions) {
     this.#options = options;
@@ -92,16 +106,7 @@ export class Runs implements AsyncDisposable {
   replay(entry: LedgerEntry): void {
     if (entry.kind === 'released') {
       const body = hostKinds.released.parse(entry.body);
-      this.#runs.set(body.grantId, {
-        ...body,
-        within: this.#around(body.parent),
-        place: body.place,
-        keeperPid: body.pid,
-        keeperStartTicks: body.startTicks,
-        graceMs: graceMsDefault,
-        releasedSeq: entry.seq,
-        ...atStart(),
-      });
+      this.#runs.set(body.grantId, runOnRecord(body, this.#around(body.parent), entry.seq));
     } else if (entry.kind === 'started') {
       const body = hostKinds.started.parse(entry.body);
       const run = this.#runs.get(body.grantId);
@@ -110,6 +115,8 @@ export class Runs implements AsyncDisposable {
     } else if (entry.kind === 'escape') {
       const { grantId, pid, startTicks } = hostKinds.escape.parse(entry.body);
       this.#runs.get(grantId)?.escapes.add(`${pid}:${startTicks}`);
+    } else if (entry.kind === 'log_changed') {
+      this.#renewNoMore();
     } else if (entry.kind === 'ended') {
       this.#runs.delete(hostKinds.ended.parse(entry.body).grantId);
     }
@@ -133,21 +140,22 @@ export class Runs implements AsyncDisposable {
     return Math.min(...[...this.#runs.values()].map((run) => run.releasedSeq));
   }
 
-  describe(): {
-    grantId: string;
-    uid: number;
-    keeperPid: number;
-    ceilingInMs: number;
-    command: readonly string[];
-  }[] {
+  describe(): RunShown[] {
     const now = this.#options.bootMs();
-    return [...this.#runs.values()].map(({ grantId, uid, keeperPid, ceilingBootMs, command }) => ({
-      grantId,
-      uid,
-      keeperPid,
-      ceilingInMs: Math.max(0, Math.round(ceilingBootMs - now)),
-      command,
-    }));
+    return [...this.#runs.values()].map((run) => shown(run, now));
+  }
+
+  /** Every revocation made before that instant has been applied here. */
+  renew(provenBootMs: number): void {
+    this.#provenBootMs = Math.max(this.#provenBootMs, provenBootMs);
+    for (const run of this.#runs.values()) this.#renewOne(run);
+  }
+
+  /** The log was set back: what is proven from now on says nothing to the runs of before. Resolves when that is on record. */
+  async logChanged({ from, to }: LogChange): Promise<number> {
+    this.#renewNoMore();
+    await this.#options.spool().append('log_changed', { from, to, openRuns: this.open });
+    return this.open;
   }
 
   /** After a restart: a keeper has this long to come back for its run; then the agent empties the tree itself. */
@@ -177,12 +185,13 @@ export class Runs implements AsyncDisposable {
     const run = this.#runs.get(grantId);
     if (run === undefined) throw new CustodyError('not_found', `no open run holds grant ${grantId}`);
     run.keeper = keeper;
-    this.#watchCeiling(run);
+    this.#renewOne(run);
+    this.#watchBound(run);
     this.#endIfRevoked(run);
   }
 
   /** A keeper that lost its connection, or outlived an agent, comes back. Its uid must be the one on record. */
-  resume(grantId: string, peer: Peer, keeper: KeeperEnd): void {
+  resume(grantId: string, peer: Peer, keeper: KeeperEnd, freshUntilBootMs?: number): void {
     const run = this.#runs.get(grantId);
     if (run === undefined || run.uid !== peer.uid || run.keeperPid !== peer.pid) {
       throw new CustodyError(
@@ -190,6 +199,7 @@ export class Runs implements AsyncDisposable {
         `no open run of uid ${peer.uid} and pid ${peer.pid} holds grant ${grantId}`,
       );
     }
+    adoptFreshness(run, freshUntilBootMs, this.#options.bootMs());
     this.attach(grantId, keeper);
   }
 
@@ -299,6 +309,7 @@ export class Runs implements AsyncDisposable {
       }
       // The outer run may have ended while this one was asked for.
       this.#parentOf(ask, peer);
+      await this.#freshen(run, claims.freshness, link);
       const values = openValues(this.#options.sealingKey, granted.sealed, claims, ask);
       const wipe = (): void => values.forEach(({ value }) => value.fill(0));
       const subject = localUser(hostName, peer.uid);
@@ -306,31 +317,15 @@ export class Runs implements AsyncDisposable {
         'released',
         releasedBody(run, claims, ask, { ...peer, subject }),
       );
-      if (this.#isRevoked(run)) {
+      const stale = overdue(run, bootMs()) === 'stale';
+      if (stale || this.#isRevoked(run)) {
         wipe();
-        throw revokedMeanwhile(undefined);
+        throw stale ? cutOffMeanwhile() : revokedMeanwhile(undefined);
       }
       grantsReleased.add(1);
       this.#options.escapes().watch();
-      return {
-        grantId: run.grantId,
-        ceilingBootMs: run.ceilingBootMs,
-        graceMs: run.graceMs,
-        environment: [
-          ...ask.plain.map(([name, value]) => [name, Buffer.from(value)] as const),
-          ...values.flatMap(({ deliver, name, value }) =>
-            deliver === 'env' ? [[name, value] as const] : [],
-          ),
-        ],
-        delivered: values.flatMap(({ deliver, name, value }) =>
-          deliver === 'env' ? [] : [[deliver, name, value] as const],
-        ),
-        onExit: claims.onExit ?? 'kill',
-        keep: ask.keep,
-        drop: ask.drop,
-        notes: [...granted.notes, ...this.#options.manifests.granted(peer.uid, ask.manifest)],
-        wipe,
-      };
+      const notes = [...granted.notes, ...this.#options.manifests.granted(peer.uid, ask.manifest)];
+      return releaseOf(run, ask, claims.onExit, values, notes, wipe);
     } catch (error) {
       // The control plane has a grant here that nobody holds: the record says so, to a revocation too.
       this.notStarted(run.grantId);
@@ -408,6 +403,8 @@ export class Runs implements AsyncDisposable {
       credentials: claims.credentials,
       containment: claims.containment,
       ceilingBootMs: Math.floor(askedBootMs + ceilingMs),
+      freshness: claims.freshness,
+      freshUntilBootMs: Infinity,
       graceMs: claims.graceMs,
       within: this.#around(claims.parent),
       place: ask.wanted.some(({ deliver }) => deliver === 'file' || deliver === 'fifo')
@@ -418,6 +415,21 @@ export class Runs implements AsyncDisposable {
     };
     this.#runs.set(run.grantId, run);
     return run;
+  }
+
+  /** Until when the run is fresh, by a proof that leaves it half of its bound at the least. */
+  async #freshen(run: Run, freshness: Freshness, link: Pick<Link, 'prove'>): Promise<void> {
+    if (freshness.kind === 'best_effort') return;
+    const provenBootMs = await link.prove(this.#options.bootMs() - freshness.ms / 2);
+    run.freshUntilBootMs = Math.floor(freshUntil(freshness, provenBootMs));
+  }
+
+  #renewOne(run: Run): void {
+    if (run.told === undefined) renewRun(run, this.#provenBootMs, this.#options.bootMs());
+  }
+
+  #renewNoMore(): void {
+    for (const run of this.#runs.values()) run.renewable = false;
   }
 
   /** What stood inside a run that is over has nobody around it: it ends too, wherever it is. */
@@ -444,14 +456,15 @@ export class Runs implements AsyncDisposable {
       void this.#sweep(run);
   }
 
-  /** The keeper keeps the ceiling. Where it does not, stopped or stuck, the agent does. */
-  #watchCeiling(run: Run): void {
+  /** The keeper keeps the ceiling, and the freshness. Where it does not, stopped or stuck, the agent does. */
+  #watchBound(run: Run): void {
     clearTimeout(run.watch);
-    const killBootMs = run.ceilingBootMs + run.graceMs;
+    const killBootMs = boundBootMs(run) + run.graceMs;
     const leftMs = killBootMs - this.#options.bootMs();
     run.watch = setTimeout(
       () => {
-        if (this.#options.bootMs() < killBootMs) return this.#watchCeiling(run);
+        // A beacon may have moved it on meanwhile.
+        if (this.#options.bootMs() < boundBootMs(run) + run.graceMs) return this.#watchBound(run);
         this.#options.groups.kill(run.runId);
         this.#awaitEnd(run, keeperLagMsMax);
       },
@@ -496,8 +509,8 @@ export class Runs implements AsyncDisposable {
     try {
       const startedBootMs = bootMs();
       run.sweptBootMs ??= startedBootMs;
-      // A keeper that is still there did not keep the ceiling; one that has gone says nothing of why.
-      const cause = run.keeper !== undefined && startedBootMs >= run.ceilingBootMs ? 'ceiling' : 'lost';
+      // A keeper that is still there did not keep the bound; one that has gone says nothing of why.
+      const cause = (run.keeper === undefined ? undefined : overdue(run, startedBootMs)) ?? 'lost';
       const inGroup = groups.membersOf(run.runId);
       groups.killAll(run.runId);
       const found = await this.#options.sweep(run.grantId, { keeper: keeperOf(run), place: run.place });
@@ -539,6 +552,7 @@ export class Runs implements AsyncDisposable {
     clearTimeout(run.watch);
     this.#options.groups.drop(run.runId);
     this.#record('ended', endedBody(run, end));
+    if (end.cause === 'stale') runsStale.add(1);
     this.#endWithin(run);
     const { revoked } = run;
     if (revoked === undefined) return;
@@ -575,11 +589,4 @@ export class Runs implements AsyncDisposable {
       )
       .finally(() => (this.#refusalsWaiting -= 1));
   }
-}
-
-function revokedMeanwhile(claims: RevocationClaims | undefined): CustodyError {
-  const why = claims === undefined ? '' : `: ${claims.reason}`;
-  return new CustodyError('denied_by_policy', `the grant was revoked before it was released${why}`, {
-    next: 'nothing was released; ask who revoked it',
-  });
 }

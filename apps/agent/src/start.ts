@@ -24,6 +24,9 @@ import { Spool } from './spool.ts';
 
 export const agentVersion = '0.1.0';
 
+/** 128 bits: a nonce must never have been used. */
+const newId = (prefix: string): string => `${prefix}_${randomBytes(16).toString('hex')}`;
+
 export interface AgentDependencies {
   readonly log: Log;
   readonly wallClock: () => Date;
@@ -56,7 +59,7 @@ export async function startAgent(
     alive: isAlive,
     stopped: isStopped,
     bootMs: bootTimeMs,
-    newId: (prefix) => `${prefix}_${randomBytes(12).toString('hex')}`,
+    newId,
     log,
   });
   const escapes: Escapes = new Escapes({
@@ -90,6 +93,9 @@ export async function startAgent(
     wallClock,
     log,
     onRevocation: (claims, heardBootMs, heardAt) => runs.revoke(claims, heardBootMs, heardAt),
+    onFresh: (provenBootMs) => runs.renew(provenBootMs),
+    onLogChange: (change) => runs.logChanged(change),
+    newNonce: () => newId('n'),
   });
   const stopping = new AbortController();
   const joined = joinBus(identity, { link, spool, log }, stopping.signal);
@@ -110,6 +116,8 @@ export async function startAgent(
         ['version', agentVersion],
         ['link', link.state],
         ['revocation_epoch', String(link.cursor)],
+        ['proven_ago_ms', agoMs(link.provenBootMs)],
+        ['beacon_ago_ms', agoMs(link.beaconBootMs)],
         ['policy_revision', String(link.policy?.revision ?? 0)],
         ['containment', groups.refusal === undefined ? 'cgroup' : `subreaper: ${groups.refusal}`],
         ['ledger_seq', String(spool.head?.seq ?? 0)],
@@ -166,6 +174,11 @@ export async function strongestContainment(log: Log): Promise<Containment> {
   const hostId = `probe-${process.pid}`;
   await using groups = new Groups({ hostId, places: placesHere(), log });
   return groups.refusal === undefined ? 'cgroup' : 'subreaper';
+}
+
+/** How long ago that was on this host's clock. */
+function agoMs(bootMs: number | undefined): string {
+  return bootMs === undefined ? 'never' : String(Math.max(0, Math.round(bootTimeMs() - bootMs)));
 }
 
 const nowhere: GroupPlaces = { unified: [], pids: undefined, fromAnywhere: false };

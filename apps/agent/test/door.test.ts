@@ -115,6 +115,8 @@ const ended: FrameToSend = {
   ],
 };
 
+const settled = (s: Scene): Promise<void> => until(() => s.spool.of('ended').length === 1);
+
 describe('a run', () => {
   it('is asked for, granted, started and ended, with uid and pid as the kernel says them', async () => {
     const { s, path } = await openDoor();
@@ -144,6 +146,29 @@ describe('a run', () => {
     client.end();
     await settle();
     expect(s.swept).toEqual([]);
+  });
+
+  it('of a strict grant is told until when it is fresh, and of each beacon', async () => {
+    const { s, path } = await openDoor();
+    s.link.claims = { freshness: { kind: 'strict', ms: 30_000 } };
+    s.link.proof = async () => s.clock.bootMs();
+    const client = new Client(path).send(request());
+    const freshUntil = s.clock.bootMs() + 30_000;
+    expect(text(await client.next('granted'), 'fresh_until_boot_ms')).toBe(String(freshUntil));
+    s.runs.renew(s.clock.bootMs() + 5_000);
+    expect(text(await client.next('fresh'), 'until_boot_ms')).toBe(String(freshUntil + 5_000));
+    client.send(started, { ...ended, fields: [['cause', 'stale'], ...ended.fields.slice(1)] });
+    await settled(s);
+    expect(s.spool.of('ended')).toMatchObject([{ cause: 'stale', freshUntilBootMs: freshUntil + 5_000 }]);
+  });
+
+  it('of best effort hears of no freshness', async () => {
+    const { s, path } = await openDoor();
+    const client = new Client(path).send(request());
+    expect(textMaybe(await client.next('granted'), 'fresh_until_boot_ms')).toBeUndefined();
+    s.runs.renew(s.clock.bootMs() + 5_000);
+    await settle();
+    expect(client.frames).toEqual([]);
   });
 
   it('that is revoked hears it at once, with no grace', async () => {

@@ -50,6 +50,8 @@ export class FakeLink {
   /** Called while the request is under way. */
   underWay: () => void = () => {};
   since: () => Promise<RevocationClaims | undefined> = async () => undefined;
+  /** What is proven when a proof of that age is asked for. */
+  proof: (sinceBootMs: number) => Promise<number> = async (sinceBootMs) => sinceBootMs;
   values = new Map<string, Uint8Array>();
   readonly #publicKey: string;
 
@@ -67,6 +69,10 @@ export class FakeLink {
 
   standing(): Promise<RevocationClaims | undefined> {
     return this.since();
+  }
+
+  prove(sinceBootMs: number): Promise<number> {
+    return this.proof(sinceBootMs);
   }
 
   async requestGrant(request: GrantRequest): Promise<Granted> {
@@ -90,8 +96,14 @@ export const canary = 'sk_live_canary_0123456789';
 export class FakeKeeper implements KeeperEnd {
   readonly told: { cause: string; graceMs: number }[] = [];
 
+  readonly freshUntil: number[] = [];
+
   end(cause: 'revoked' | 'ceiling' | 'agent', graceMs: number): void {
     this.told.push({ cause, graceMs });
+  }
+
+  fresh(untilBootMs: number): void {
+    this.freshUntil.push(untilBootMs);
   }
 }
 

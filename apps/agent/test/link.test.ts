@@ -52,6 +52,9 @@ async function openLink(options: { cp?: ControlPlane; cursor?: number; dir?: str
     wallClock: clock.wallClock,
     log,
     onRevocation: (claims) => void applied.push(claims),
+    onFresh: () => {},
+    onLogChange: async () => 0,
+    newNonce: nonces(),
   });
   onTestFinished(() => link[Symbol.asyncDispose]());
   await link.start(cp.hostBus, () => void (served += 1));
@@ -63,6 +66,11 @@ async function openReady(options: Parameters<typeof openLink>[0] = {}): Promise<
   await opened.link.whenReady();
   return opened;
 }
+
+const nonces = (): (() => string) => {
+  let count = 0;
+  return () => `n_${String((count += 1)).padStart(32, '0')}`;
+};
 
 const epochs = (applied: readonly RevocationClaims[]): number[] => applied.map(({ epoch }) => epoch);
 
@@ -116,7 +124,7 @@ describe('start', () => {
     const { link, applied, cursorFile } = await openReady({ cp });
     expect(applied).toEqual([]);
     expect(link.cursor).toBe(5);
-    expect(readFileSync(cursorFile, 'utf8')).toBe('5\n');
+    expect(readFileSync(cursorFile, 'utf8')).toBe('5 log_00000001 first\n');
     cp.broadcast(await cp.revoke(grantId(6)));
     await until(() => applied.length === 1);
     expect(epochs(applied)).toEqual([6]);
@@ -127,12 +135,15 @@ describe('start', () => {
     const cp = await ControlPlane.open();
     const first = await openReady({ cp, dir });
     cp.broadcast(await cp.revoke(grantId(1)));
-    await until(() => existsSync(first.cursorFile) && readFileSync(first.cursorFile, 'utf8') === '1\n');
+    await until(
+      () =>
+        existsSync(first.cursorFile) && readFileSync(first.cursorFile, 'utf8') === '1 log_00000001 first\n',
+    );
     await first.link[Symbol.asyncDispose]();
     await cp.revoke(grantId(2));
     const second = await openReady({ cp, dir });
     expect(epochs(second.applied)).toEqual([2]);
-    expect(readFileSync(second.cursorFile, 'utf8')).toBe('2\n');
+    expect(readFileSync(second.cursorFile, 'utf8')).toBe('2 log_00000001 first\n');
   });
 
   it.each(['', 'abc', '1', '-1\n', '1e3\n', '9'.repeat(17) + '\n'])(
@@ -256,6 +267,7 @@ describe('whenReady', () => {
       const link = new Link({
         ...{ hostId, controlPlaneKey: controlKey, cursorFile: join(folder(), 'c'), log },
         ...{ bootMs: clock.bootMs, wallClock: clock.wallClock, onRevocation: () => {} },
+        ...{ onFresh: () => {}, onLogChange: async () => 0, newNonce: nonces() },
       });
       onTestFinished(() => link[Symbol.asyncDispose]());
       return { link, clock };

@@ -8,9 +8,11 @@ import {
   grantRequest,
   revocationsRequest,
   signedTypes,
+  type BeaconClaims,
   type GrantAnswer,
   type GrantClaims,
   type GrantRequest,
+  type HeadClaims,
   type RevocationClaims,
 } from '@custody/wire/messages';
 import { encodeJson, parseJson } from '@custody/wire/schema';
@@ -79,7 +81,7 @@ export function claimsOf(request: GrantRequest, more: Partial<GrantClaims> = {})
     credentials: request.credentials.map((wanted) => ({ ...wanted, version: 1 })),
     ceilingMs: request.ttlMs ?? 60_000,
     graceMs: 2_000,
-    freshness: { kind: 'strict', ms: 60_000 },
+    freshness: { kind: 'best_effort' },
     policyRevision: 1,
     policyIds: ['p'],
     containment: 'subreaper',
@@ -107,6 +109,12 @@ export class ControlPlane {
   grant: (request: GrantRequest) => Promise<GrantAnswer> = async () => {
     throw new Error('no grant was prepared');
   };
+  /** Which log it is, and what its database's clock says. */
+  identity: { log: string; since?: number } = { log: 'log_00000001' };
+  atMs = Date.parse(at);
+  /** Overrules the proof of a pull. */
+  proven: (claims: HeadClaims) => Promise<string> = (claims) =>
+    signJws(controlSeed, signedTypes.head, claims);
   /** Overrules the log's answer to a pull. */
   pulled: ((after: number) => { entries: string[]; head: number }) | undefined;
 
@@ -122,7 +130,11 @@ export class ControlPlane {
   /** The next entry of the log, signed; not broadcast. */
   async revoke(target: string): Promise<string> {
     const epoch = this.log.length + 1;
-    const claims: RevocationClaims = { epoch, target: { kind: 'grant', id: target }, reason: 'leaked', at };
+    const { log, since } = this.identity;
+    const claims: RevocationClaims = {
+      ...{ epoch, target: { kind: 'grant', id: target }, reason: 'leaked', at },
+      ...(since === undefined ? {} : { log }),
+    };
     const entry = await signJws(controlSeed, signedTypes.revocation, claims);
     this.log.push(entry);
     return entry;
@@ -132,12 +144,35 @@ export class ControlPlane {
     this.bus.publish(fleet('revocation'), encodeJson({ entry }));
   }
 
-  #revocations(data: Uint8Array): Uint8Array {
-    const { after } = parseJson(revocationsRequest, data, 'test');
+  /** Where the log stands now, as it is said to all. */
+  stands(more: Partial<BeaconClaims> = {}): BeaconClaims {
+    return {
+      ...this.identity,
+      epoch: this.log.length,
+      at: new Date(this.atMs).toISOString(),
+      ...more,
+    };
+  }
+
+  /** Sends a beacon; by default a true one of this moment. */
+  async beacon(more: Partial<BeaconClaims> = {}, seed = controlSeed): Promise<string> {
+    const beacon = await signJws(seed, signedTypes.beacon, this.stands(more));
+    this.send(beacon);
+    return beacon;
+  }
+
+  send(beacon: string): void {
+    this.bus.publish(fleet('beacon'), encodeJson({ beacon }));
+  }
+
+  async #revocations(data: Uint8Array): Promise<Uint8Array> {
+    const { after, nonce = '' } = parseJson(revocationsRequest, data, 'test');
     this.asked.push(`revocations ${after}`);
-    const head = this.log.length;
-    const entries = after >= head ? [] : this.log.slice(after, after + this.pageMax);
-    return encodeJson({ ok: true, ...(this.pulled?.(after) ?? { entries, head }) });
+    const length = this.log.length;
+    const found = after >= length ? [] : this.log.slice(after, after + this.pageMax);
+    const { entries, head } = this.pulled?.(after) ?? { entries: found, head: length };
+    const proof = await this.proven({ ...this.stands({ epoch: head }), nonce });
+    return encodeJson({ ok: true, entries, head, proof });
   }
 
   async #policy(): Promise<Uint8Array> {

@@ -58,7 +58,10 @@ async function untilKnown(context: Context, made: RevocationView): Promise<Revoc
     const pending = revocation.receipts.filter((receipt) => receipt.state === 'pending');
     if (pending.length === 0) return revocation;
     const line = pending
-      .map(({ host, boundAt }) => `waiting for ${host}; its ceiling ends it by ${boundAt} at the latest`)
+      .map(
+        ({ host, boundAt }) =>
+          `waiting for ${host}; freshness or ceiling ends it by ${boundAt} at the latest`,
+      )
       .join('\n');
     revocation = await ask(
       context,
@@ -74,9 +77,9 @@ async function untilKnown(context: Context, made: RevocationView): Promise<Revoc
 export function receiptText(receipt: ReceiptView): string {
   switch (receipt.state) {
     case 'pending':
-      return `${receipt.host}: no receipt yet; the ceiling ends it by ${receipt.boundAt} at the latest`;
+      return `${receipt.host}: no receipt yet; freshness or ceiling ends it by ${receipt.boundAt} at the latest`;
     case 'bounded':
-      return `${receipt.host}: no receipt; the ceiling had ended it by ${receipt.boundAt}`;
+      return `${receipt.host}: no receipt; freshness or ceiling had ended it by ${receipt.boundAt}`;
     case 'already_ended':
       return `${receipt.host}: the run had already ended`;
     case 'killed': {
@@ -85,6 +88,10 @@ export function receiptText(receipt: ReceiptView): string {
       return `${receipt.host}: killed; ${after}; processes ended ${processes}, survivors ${survivors} (${containment})`;
     }
   }
+}
+
+export function freshnessText(freshness: GrantView['freshness']): string {
+  return freshness.kind === 'strict' ? `strict ${formatDuration(freshness.ms)}` : 'best effort';
 }
 
 function milliseconds(micros: number | undefined): string {
@@ -133,6 +140,7 @@ function grantText(grant: GrantView): string {
     ['policy', `revision ${grant.policyRevision}: ${grant.policyIds.join(', ')}`],
     ['granted', grant.grantedAt],
     ['ceiling', `${formatDuration(grant.ceilingMs)}, ${grant.ceilingAt}`],
+    ['freshness', freshnessText(grant.freshness)],
     ['containment', grant.containment],
     ...(grant.root === undefined ? [] : [['root', `pid ${grant.root.pid}`] as [string, string]]),
     ...(grant.reason === undefined ? [] : [['reason', grant.reason] as [string, string]]),

@@ -3,7 +3,8 @@ import { connect } from 'node:net';
 import { join } from 'node:path';
 import type { Command } from 'commander';
 import { CustodyError } from '@custody/core/errors';
-import { requireDurationMs } from '@custody/core/duration';
+import { formatDuration, requireDurationMs } from '@custody/core/duration';
+import type { Freshness } from '@custody/core/policy';
 import {
   encodeFrame,
   fieldAll,
@@ -96,19 +97,55 @@ export function agentCommands(program: Command, context: Context): void {
     .option('--json', 'answer as JSON')
     .action(async (options: { socket?: string; json?: boolean }) => {
       const frame = await askAgent(options.socket ?? (await findSocket(context)));
-      const runs = fieldAll(frame, 'run').map((bytes): unknown => JSON.parse(lossyTextOf(bytes)));
+      const runs = fieldAll(frame, 'run').map((bytes) => JSON.parse(lossyTextOf(bytes)) as RunStatus);
       const facts = frame.fields
         .filter(([key]) => key !== 'run')
         .map(([key, value]) => [key, lossyTextOf(value)] as const);
       const status = { ...Object.fromEntries(facts), runs };
       show(context, options.json, status, () => {
         const lines = [...facts, ['open_runs', String(runs.length)] as const];
-        return [table(['FIELD', 'VALUE'], lines), ...runs.map((run) => `  ${JSON.stringify(run)}`)].join(
+        return [table(['FIELD', 'VALUE'], lines), ...(runs.length === 0 ? [] : ['', runTable(runs)])].join(
           '\n',
         );
       });
       if (textMaybe(frame, 'link') !== 'ready') process.exitCode = 1;
     });
+}
+
+/** One run of this host, as its agent shows it. */
+export interface RunStatus {
+  readonly grantId: string;
+  readonly uid: number;
+  readonly ceilingInMs: number;
+  readonly freshness?: Freshness;
+  readonly staleInMs?: number;
+  readonly renewable: boolean;
+  readonly command: readonly string[];
+}
+
+export function runTable(runs: readonly RunStatus[]): string {
+  return table(
+    ['GRANT', 'UID', 'CEILING', 'WHEN CUT OFF', 'COMMAND'],
+    runs.map((run) => [
+      run.grantId,
+      String(run.uid),
+      `in ${seconds(run.ceilingInMs)}`,
+      whenCutOff(run),
+      run.command.join(' ').slice(0, 60),
+    ]),
+  );
+}
+
+/** What the host will do with a run when it hears no beacon any more. */
+function whenCutOff({ freshness, staleInMs = 0, ceilingInMs, renewable }: RunStatus): string {
+  if (freshness?.kind !== 'strict') return 'lives to its ceiling';
+  if (staleInMs >= ceilingInMs) return `lives to its ceiling (strict ${formatDuration(freshness.ms)})`;
+  const unless = renewable ? 'unless a beacon comes' : 'whatever comes: the revocation log was set back';
+  return `ends in ${seconds(staleInMs)} ${unless} (strict ${formatDuration(freshness.ms)})`;
+}
+
+function seconds(ms: number): string {
+  return `${Math.ceil(ms / 1_000)} s`;
 }
 
 /** Where this shell's runs would ask. */

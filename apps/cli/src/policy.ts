@@ -6,6 +6,7 @@ import { formatDuration } from '@custody/core/duration';
 import { policyTextBytesMax } from '@custody/core/limits';
 import { problem, type PolicySummary } from '@custody/wire/http';
 import { ask, note, show, table, type Context } from './context.ts';
+import { freshnessText } from './grant.ts';
 import { wholeNumber } from './secret.ts';
 
 export function policyCommands(program: Command, context: Context): void {
@@ -101,11 +102,7 @@ function explained(found: Awaited<ReturnType<typeof ask<'policy.explain'>>>): st
     `  ${found.why}`,
   ];
   if (found.ceilingMs !== undefined) lines.push(`  ceiling ${formatDuration(found.ceilingMs)}`);
-  if (found.freshness?.kind === 'strict')
-    lines.push(
-      `  freshness strict ${formatDuration(found.freshness.ms)} (recorded; this version does not act on it)`,
-    );
-  if (found.freshness?.kind === 'best_effort') lines.push('  freshness best_effort');
+  if (found.freshness !== undefined) lines.push(`  freshness ${freshnessText(found.freshness)}`);
   if (found.containment !== undefined) lines.push(`  requires containment ${found.containment.join(', ')}`);
   if (found.deliver !== undefined) lines.push(`  deliver ${found.deliver.join(' ')}`);
   if (found.onExit !== undefined) lines.push(`  on_exit ${found.onExit}`);

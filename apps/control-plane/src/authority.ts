@@ -9,7 +9,9 @@ import type { ChainHead, LedgerRow, NextEntry } from '@custody/store/ledger';
 import { controlPlaneAuthor, type ControlPlaneBody, type ControlPlaneKind } from '@custody/wire/ledger';
 import {
   signedTypes,
+  type BeaconClaims,
   type GrantClaims,
+  type HeadClaims,
   type PolicyClaims,
   type RevocationClaims,
 } from '@custody/wire/messages';
@@ -37,6 +39,14 @@ export class Authority {
 
   signRevocation(claims: RevocationClaims): Promise<string> {
     return signJws(this.#seed, signedTypes.revocation, claims);
+  }
+
+  signBeacon(claims: BeaconClaims): Promise<string> {
+    return signJws(this.#seed, signedTypes.beacon, claims);
+  }
+
+  signHead(claims: HeadClaims): Promise<string> {
+    return signJws(this.#seed, signedTypes.head, claims);
   }
 
   signPolicy(claims: PolicyClaims): Promise<string> {

@@ -3,6 +3,7 @@ import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { CustodyError } from '@custody/core/errors';
+import { reasonBytesMax } from '@custody/core/limits';
 import { quote } from '@custody/core/names';
 import { controlPlaneVariables, unknownVariable } from '@custody/core/variables';
 import { readKeyFile } from '@custody/crypto/keyfiles';
@@ -40,7 +41,9 @@ export interface InitConfig {
 }
 
 export type Command =
-  { readonly verb: 'start'; readonly config: Config } | ({ readonly verb: 'init' } & InitConfig);
+  | { readonly verb: 'start'; readonly config: Config }
+  | { readonly verb: 'renew-log'; readonly config: Config; readonly reason: string }
+  | ({ readonly verb: 'init' } & InitConfig);
 
 type Environment = Readonly<Record<string, string | undefined>>;
 
@@ -59,13 +62,18 @@ export async function readCommand(argv: readonly string[], environment: Environm
       natsResolverDir: values['nats-resolver'] ?? join(dir, 'nats', 'resolver'),
     };
   }
-  if (verb !== 'start') throw usage(`${quote(verb)} is neither start nor init`);
+  if (verb !== 'start' && verb !== 'renew-log')
+    throw usage(`${quote(verb)} is none of start, init, renew-log`);
   const unknown = unknownVariable(environment);
   if (unknown !== undefined)
     throw usage(
       `${unknown} is not a variable of the control plane; known: ${controlPlaneVariables.join(', ')}`,
     );
-  return { verb, config: await readConfig(environment) };
+  if (verb === 'start') return { verb, config: await readConfig(environment) };
+  const reason = values.reason ?? missing('--reason');
+  if (reason === '' || Buffer.byteLength(reason) > reasonBytesMax)
+    throw usage(`--reason has 1 to ${reasonBytesMax} bytes`);
+  return { verb, reason, config: await readConfig(environment) };
 }
 
 async function readConfig(environment: Environment): Promise<Config> {
@@ -94,6 +102,7 @@ function parse(argv: readonly string[]) {
       allowPositionals: true,
       options: {
         dir: { type: 'string' },
+        reason: { type: 'string' },
         'nats-host': { type: 'string' },
         'nats-port': { type: 'string' },
         'nats-store': { type: 'string' },

@@ -37,9 +37,9 @@ export async function openDesk(bus: Bus, options: DeskOptions): Promise<AsyncDis
   };
   await serve('grant', (host, data) => grants.decide(host, parseJson(grantRequest, data, 'grant request')));
   await serve('revocations', async (host, data) => {
-    const { after } = parseJson(revocationsRequest, data, 'revocations request');
+    const { after, nonce } = parseJson(revocationsRequest, data, 'revocations request');
     await hostSeen(db, host.id, now());
-    return revocations.after(after);
+    return revocations.after(after, nonce);
   });
   await serve('policy', async (host, data) => {
     parseJson(policyRequest, data, 'policy request');

@@ -2,8 +2,9 @@
 import { createHash } from 'node:crypto';
 import { deniedByPolicy, deniedDelivery, localUser } from '@custody/core/cedar';
 import { CustodyError } from '@custody/core/errors';
+import { ceilingBound, endSlackMs } from '@custody/core/freshness';
 import { decideCeiling } from '@custody/core/grant';
-import { ceilingMsDefault, graceMsDefault, keeperLagMsMax } from '@custody/core/limits';
+import { ceilingMsDefault, graceMsDefault } from '@custody/core/limits';
 import {
   decideOnExit,
   freshnessDefault,
@@ -39,9 +40,6 @@ export interface GrantsOptions {
 
 const grantsIssued = counter('custody.grants', 'grants issued');
 const grantsDenied = counter('custody.denials', 'grant requests refused, by code');
-
-/** After its ceiling a grant counts as expired once the keeper and the agent behind it have had their time. */
-const expirySlackMs = graceMsDefault + keeperLagMsMax;
 
 interface Obliged {
   readonly ceilingMs: number;
@@ -80,7 +78,7 @@ export class Grants {
     const now = this.#options.now();
     const rows = await store.listGrants(
       this.#options.db,
-      activeOnly ? { now, slackMs: expirySlackMs } : undefined,
+      activeOnly ? { now, slackMs: endSlackMs } : undefined,
     );
     return rows.map((row) => grantView(row, now));
   }
@@ -99,7 +97,7 @@ export class Grants {
   }
 
   countActive(): Promise<number> {
-    return store.countActiveGrants(this.#options.db, this.#options.now(), expirySlackMs);
+    return store.countActiveGrants(this.#options.db, this.#options.now(), endSlackMs);
   }
 
   async #decide(
@@ -272,17 +270,12 @@ function tighter(a: Freshness, b: Freshness): Freshness {
   return b.kind === 'best_effort' || a.ms <= b.ms ? a : b;
 }
 
-/** When the ceiling of a grant has passed for certain, by the control plane's clock. */
-export function boundOf(grant: Pick<store.GrantRow, 'grantedAt' | 'ceilingMs'>): Date {
-  return new Date(grant.grantedAt.getTime() + grant.ceilingMs + expirySlackMs);
-}
-
 function grantView(row: store.GrantStory, now: Date): GrantView {
   const started = hostKinds.started.safeParse(row.started).data;
   const ended = hostKinds.ended.safeParse(row.ended).data;
   const state = (): GrantView['state'] => {
     if (ended !== undefined) return 'ended';
-    if (boundOf(row) < now) return 'expired';
+    if (ceilingBound(row) < now) return 'expired';
     return row.released === undefined ? 'granted' : 'running';
   };
   return {

@@ -9,6 +9,11 @@ try {
   const command = await readCommand(process.argv.slice(2), process.env);
   if (command.verb === 'init') {
     await init(command);
+  } else if (command.verb === 'renew-log') {
+    const { renewRevocationLog } = await import('./start.ts');
+    const { reason } = command;
+    const { from, to, epoch } = await renewRevocationLog(command.config, { now: () => new Date(), reason });
+    process.stdout.write(`the revocation log ${from} is now ${to}, at epoch ${epoch}\n`);
   } else {
     process.on('SIGUSR1', () => {});
     const stop = new AbortController();

@@ -1,7 +1,9 @@
 // Owns revocation: one transaction, one broadcast, and the receipts that prove what every host did.
 import { CustodyError } from '@custody/core/errors';
+import { revokedBound } from '@custody/core/freshness';
 import { revocationPageMax } from '@custody/core/limits';
 import type { Database } from '@custody/store/database';
+import { logHead } from '@custody/store/revocation-log';
 import * as store from '@custody/store/revocations';
 import { counter } from '@custody/telemetry/telemetry';
 import { hostKinds } from '@custody/wire/ledger';
@@ -10,7 +12,8 @@ import type { RevocationsAnswer } from '@custody/wire/messages';
 import { encodeJson } from '@custody/wire/schema';
 import { fleet } from '@custody/wire/subjects';
 import type { Authority } from './authority.ts';
-import { boundOf, type Grants } from './grants.ts';
+import { headStatement } from './beacon.ts';
+import type { Grants } from './grants.ts';
 import type { News } from './news.ts';
 
 export interface RevocationsOptions {
@@ -33,14 +36,18 @@ export class Revocations {
 
   async revoke(by: string, target: { kind: 'grant'; id: string }, reason: string): Promise<RevocationView> {
     const { db, authority, now, nudgeOutbox } = this.#options;
-    const createdAt = now();
     const row = await store.revoke(
       db,
       authority.author,
-      { targetKind: target.kind, target: target.id, reason, createdAt, createdBy: by },
+      { targetKind: target.kind, target: target.id, reason, createdBy: by },
       {
-        sign: (epoch) => authority.signRevocation({ epoch, target, reason, at: createdAt.toISOString() }),
-        entryFor: (epoch) => authority.entry('revoked', createdAt, { by, epoch, target, reason }),
+        now,
+        sign: (epoch, createdAt, log) =>
+          authority.signRevocation({
+            ...{ epoch, target, reason, at: createdAt.toISOString() },
+            ...(log.since === undefined ? {} : { log: log.id }),
+          }),
+        entryFor: (epoch, createdAt) => authority.entry('revoked', createdAt, { by, epoch, target, reason }),
         broadcastOf: (entry) => ({ subject: fleet('revocation'), payload: encodeJson({ entry }) }),
       },
     );
@@ -64,11 +71,14 @@ export class Revocations {
     return view;
   }
 
-  async after(epoch: number): Promise<Extract<RevocationsAnswer, { ok: true }>> {
-    const { db } = this.#options;
-    const head = await store.revocationHead(db);
-    const entries = epoch >= head ? [] : await store.revocationsAfter(db, epoch, revocationPageMax);
-    return { ok: true, entries, head };
+  /** What a host missed. Where it gave a nonce: with the proof of where the log stood after it had asked. */
+  async after(epoch: number, nonce?: string): Promise<Extract<RevocationsAnswer, { ok: true }>> {
+    const { db, authority } = this.#options;
+    const head = await logHead(db);
+    const entries = epoch >= head.epoch ? [] : await store.revocationsAfter(db, epoch, revocationPageMax);
+    const proof =
+      nonce === undefined ? undefined : await authority.signHead({ ...headStatement(head), nonce });
+    return { ok: true, entries, head: head.epoch, ...(proof === undefined ? {} : { proof }) };
   }
 
   head(): Promise<number> {
@@ -91,7 +101,7 @@ export class Revocations {
   async #receipt(row: store.RevocationRow): Promise<ReceiptView> {
     const { db, grants, now } = this.#options;
     const grant = await grants.story(row.target);
-    const bound = boundOf(grant);
+    const bound = revokedBound(grant, row.createdAt);
     const base = { host: grant.host, grantId: grant.id, boundAt: bound.toISOString() };
     const body = hostKinds.receipt.safeParse(
       await store.receiptBody(db, grant.id, grant.hostId, row.epoch),

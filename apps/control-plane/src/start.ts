@@ -13,7 +13,9 @@ import { hashToken } from '@custody/crypto/tokens';
 import { ensureAccess } from '@custody/store/access';
 import { openDatabase, type Database } from '@custody/store/database';
 import { migrate } from '@custody/store/migrate';
+import { renewLog } from '@custody/store/revocation-log';
 import { Authority } from './authority.ts';
+import { Beacon } from './beacon.ts';
 import type { Config } from './config.ts';
 import { openDesk } from './desk.ts';
 import { Grants } from './grants.ts';
@@ -76,7 +78,10 @@ export async function startControlPlane(
   const relay = new OutboxRelay(db, () => bus, log);
   stack.use(relay);
   const news = new News();
-  const parts = compose(config, { db, trust, relay, news, bus: () => bus, log, now });
+  const authority = new Authority(config.signingSeed, bootMs);
+  const parts = compose(config, { db, authority, trust, relay, news, bus: () => bus, log, now });
+  const beacon = new Beacon({ db, authority, bus: () => bus, log });
+  stack.use(beacon);
   await parts.ledgers.recordStart(controlPlaneVersion);
 
   const stopping = new AbortController();
@@ -85,6 +90,7 @@ export async function startControlPlane(
     const desk = await openDesk(connected, { ...parts, db, now, log });
     const consumer = await parts.ledgers.consume(connected);
     relay.nudge();
+    beacon.nudge();
     return [desk, consumer];
   });
   stack.defer(async () => {
@@ -102,6 +108,7 @@ export async function startControlPlane(
 
 interface Wired {
   readonly db: Database;
+  readonly authority: Authority;
   readonly trust: Trust;
   readonly relay: OutboxRelay;
   readonly news: News;
@@ -110,9 +117,29 @@ interface Wired {
   readonly now: () => Date;
 }
 
-function compose(config: Config, { db, trust, relay, news, bus, log, now }: Wired): Parts {
-  const authority = new Authority(config.signingSeed, () => uptime() * 1_000);
-  const newId = (prefix: string): string => `${prefix}_${randomBytes(12).toString('hex')}`;
+const bootMs = (): number => uptime() * 1_000;
+const newId = (prefix: string): string => `${prefix}_${randomBytes(12).toString('hex')}`;
+
+/**
+ * After an older database was restored: the revocation log begins a new life, and every host notices. May be said
+ * while control planes run.
+ */
+export async function renewRevocationLog(
+  config: Config,
+  { now, reason }: { readonly now: () => Date; readonly reason: string },
+): Promise<{ readonly from: string; readonly to: string; readonly epoch: number }> {
+  await sodiumReady();
+  await migrate({ connectionString: config.databaseUrl, migrationsDir: config.migrationsDir });
+  await using db = await openDatabase({ connectionString: config.databaseUrl, poolMax: 1 });
+  const authority = new Authority(config.signingSeed, bootMs);
+  const to = newId('log');
+  const { from, epoch } = await renewLog(db, authority.author, to, (was, head) =>
+    authority.entry('log_renewed', now(), { from: was, to, epoch: head, reason }),
+  );
+  return { from, to, epoch };
+}
+
+function compose(config: Config, { db, authority, trust, relay, news, bus, log, now }: Wired): Parts {
   const nudgeOutbox = (): void => relay.nudge();
   const secrets = new Secrets({ db, authority, kek: config.kek, now });
   const policies = new Policies({ db, authority, now, nudgeOutbox });

@@ -99,7 +99,14 @@ export const waitForReceiptMsDefault = 30_000;
 export const revocationsKeptMax = 4_096;
 /** After an agent's start: how long a keeper whose run it finds open may take to come back. */
 export const keeperReturnMsMax = 2_500;
-/** A timer that pulls what a lost broadcast may have carried. */
-export const catchUpIntervalMs = 15_000;
+/** Freshness (docs/adr/0008-freshness.md). How often the control plane says where the revocation log stands. */
+export const beaconIntervalMs = 5_000;
+/** By how much a beacon may come from the future before clocks must have been set. */
+export const beaconSkewMsMax = 1_000;
+/** How often a host asks the control plane for the time itself, and how long that answer may be relied on. */
+export const anchorIntervalMs = 60_000;
+export const anchorMsMax = 300_000;
+/** The least bound of `@freshness("strict …")`: two beacons in a row may be lost. */
+export const freshnessMsMin = 15_000;
 /** Open refusal records that may wait for the disk: past that, refusals go unrecorded rather than unbounded. */
 export const refusalRecordsMax = 256;

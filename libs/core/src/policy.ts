@@ -1,6 +1,6 @@
 // Owns obligations: what a policy's annotations demand of a grant, and which one holds when several policies permit.
-import { durationMs } from './duration.ts';
-import { ceilingMsDefault, ttlMsMax } from './limits.ts';
+import { durationMs, formatDuration } from './duration.ts';
+import { ceilingMsDefault, freshnessMsMin, ttlMsMax } from './limits.ts';
 
 export type Freshness = { readonly kind: 'strict'; readonly ms: number } | { readonly kind: 'best_effort' };
 
@@ -49,8 +49,12 @@ export function annotationProblem(name: string, value: string): string | undefin
     if (ms === undefined || ms < 1) return `@ceiling("${value}") is not a duration such as 15m`;
     if (ms > ttlMsMax) return `@ceiling("${value}") is longer than any grant may last, 7d`;
   }
-  if (name === 'freshness' && parseFreshness(value) === undefined) {
-    return `@freshness("${value}") is neither "strict 60s" nor "best_effort"`;
+  if (name === 'freshness') {
+    const freshness = parseFreshness(value);
+    if (freshness === undefined) return `@freshness("${value}") is neither "strict 60s" nor "best_effort"`;
+    if (freshness.kind === 'strict' && freshness.ms < freshnessMsMin) {
+      return `@freshness("${value}") is less than a host can be sure of, ${formatDuration(freshnessMsMin)}`;
+    }
   }
   if (name === 'containment' && !isContainment(value)) {
     return `@containment("${value}") is none of ${containments.map((each) => `"${each}"`).join(', ')}`;

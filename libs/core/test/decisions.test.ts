@@ -113,9 +113,9 @@ describe('obligations', () => {
       combineObligations([
         { ceiling: '1h', freshness: 'best_effort' },
         { ceiling: '5m', freshness: 'strict 60s' },
-        { ceiling: '15m', freshness: 'strict 10s' },
+        { ceiling: '15m', freshness: 'strict 20s' },
       ]),
-    ).toMatchObject({ ceilingMs: 300_000, freshness: { kind: 'strict', ms: 10_000 }, containment: [] });
+    ).toMatchObject({ ceilingMs: 300_000, freshness: { kind: 'strict', ms: 20_000 }, containment: [] });
   });
 
   it('require every containment that one of the policies requires', () => {
@@ -176,7 +176,7 @@ describe('obligations', () => {
     const annotations = fc.record(
       {
         ceiling: fc.constantFrom('1s', '30s', '15m', '1h', '7d', '500ms'),
-        freshness: fc.constantFrom('best_effort', 'strict 1s', 'strict 60s', 'strict 1h'),
+        freshness: fc.constantFrom('best_effort', 'strict 15s', 'strict 60s', 'strict 1h'),
         deliver: fc.constantFrom('env', 'file fd', 'env,file,fifo,fd'),
         on_exit: fc.constantFrom('kill', 'wait'),
       },
@@ -205,6 +205,7 @@ describe('obligations', () => {
     ['ceiling', 'forever'],
     ['freshness', 'strict'],
     ['freshness', 'strict 0s'],
+    ['freshness', 'strict 14s'],
     ['freshness', 'strict 60s please'],
     ['freshness', 'lenient 60s'],
     ['containment', ''],

@@ -9,7 +9,7 @@
 void explicit_bzero(void *, size_t);
 
 static const char *const verbs[] = {"request", "note",  "granted", "refused", "started", "failed",
-                                    "end",     "ended", "resume",  "adopted", "status"};
+                                    "fresh",   "end",   "ended",   "resume",  "adopted", "status"};
 
 static bool is_name(const unsigned char *text, size_t bytes) {
   if (bytes < 1 || bytes > FRAME_NAME_BYTES_MAX) return false;

@@ -15,6 +15,7 @@
 /* docs/spec/keeper.md, "Exit codes of `custody run`". */
 enum {
   EXIT_USAGE = 2,
+  EXIT_STALE = 122,
   EXIT_REVOKED = 123,
   EXIT_CEILING = 124,
   EXIT_CUSTODY = 125,

@@ -13,7 +13,7 @@ static const char help_run[] =
     "Usage: custody run [--env NAME=REF]... [--env-file FILE]... [--ttl 15m] [--reason TEXT] -- CMD [ARG...]\n"
     "\n"
     "Runs CMD with the credentials that policy grants it, and ends everything it started when the\n"
-    "grant ends: at its ceiling, at a revocation, or when CMD itself exits.\n"
+    "grant ends: at its ceiling, at a revocation, when this host is cut off, or when CMD itself exits.\n"
     "\n"
     "What CMD gets:\n"
     "  --env NAME=REF   put the value of REF (custody://prod/stripe/api_key) in CMD's environment as NAME\n"
@@ -41,8 +41,9 @@ static const char help_run[] =
     "                   where that exists, else /run/custody/agent.sock\n"
     "  --help, --version\n"
     "\n"
-    "Exits as CMD does; 128+n when signal n ended it; 124 at the ceiling; 123 when revoked; 125 when refused\n"
-    "or custody failed; 126 when CMD cannot be executed; 127 when it is not found; 2 for a mistake in usage.\n";
+    "Exits as CMD does; 128+n when signal n ended it; 124 at the ceiling; 123 when revoked; 122 when this host\n"
+    "was cut off for longer than policy allows; 125 when refused or custody failed; 126 when CMD cannot be\n"
+    "executed; 127 when it is not found; 2 for a mistake in usage.\n";
 
 static const char help_sweep[] =
     "Usage: custody-keeper sweep GRANT [--grace-ms N] [--keeper PID:START_TICKS] [--place FOLDER]\n"

@@ -33,6 +33,7 @@ static int signals; /* the signalfd */
 
 static char grant[GRANT_BYTES_MAX + 1];
 static int64_t ceiling_boot_ms;
+static int64_t fresh_until_boot_ms = NEVER; /* a strict grant's; the agent moves it on as beacons come */
 static int64_t grace_ms;
 static bool waits; /* --on-exit wait, until somebody asks it to end */
 static struct said said;
@@ -55,6 +56,9 @@ static bool attached; /* the agent on the link knows this run */
 static int64_t reconnect_boot_ms, reconnect_pause_ms = RECONNECT_MS_MIN;
 
 static int64_t earlier(int64_t a, int64_t b) { return a < b ? a : b; }
+
+/* After this instant the run must end, whoever else is dead or stopped. */
+static int64_t bound_boot_ms(void) { return earlier(ceiling_boot_ms, fresh_until_boot_ms); }
 
 /* --- before anything else --------------------------------------------------------------------- */
 
@@ -135,12 +139,14 @@ static const char *unmet(const struct frame *granted) {
 static int start(const struct frame *granted) {
   static char marker[sizeof "CUSTODY_GRANT=" + GRANT_BYTES_MAX] = "CUSTODY_GRANT=";
   static char *nothing[] = {NULL};
-  struct field id;
+  struct field id, until;
   if (!frame_one(granted, "grant", &id) || id.value_bytes < 1 || id.value_bytes > GRANT_BYTES_MAX ||
       !frame_number(granted, "ceiling_boot_ms", &ceiling_boot_ms) ||
-      !frame_number(granted, "grace_ms", &grace_ms) || grace_ms > GRACE_MS_MAX) {
+      !frame_number(granted, "grace_ms", &grace_ms) || grace_ms > GRACE_MS_MAX ||
+      (frame_one(granted, "fresh_until_boot_ms", &until) &&
+       !frame_number(granted, "fresh_until_boot_ms", &fresh_until_boot_ms))) {
     link_drop(granted);
-    return broke_protocol("a grant without a usable id, ceiling or grace");
+    return broke_protocol("a grant without a usable id, ceiling, grace or freshness");
   }
   memcpy(grant, id.value, id.value_bytes + 1);
   strcat(marker, grant);
@@ -280,7 +286,7 @@ static int end_tree(const char *why, int64_t within_ms) {
   if (cause == NULL) cause = why;
   rows.ending = true;
   int64_t now_boot_ms = boot_ms();
-  kill_boot_ms = earlier(kill_boot_ms, earlier(now_boot_ms + within_ms, ceiling_boot_ms + grace_ms));
+  kill_boot_ms = earlier(kill_boot_ms, earlier(now_boot_ms + within_ms, bound_boot_ms() + grace_ms));
   return now_boot_ms >= kill_boot_ms ? kill_pass() : act(ACT_TERM);
 }
 
@@ -411,6 +417,14 @@ static bool hear_end(const struct frame *frame) {
   return false;
 }
 
+/* Moves the bound on, never back: a word that was under way for long may be older than one before it. */
+static bool hear_fresh(const struct frame *frame) {
+  int64_t until;
+  if (!frame_number(frame, "until_boot_ms", &until)) return false;
+  if (cause == NULL && fresh_until_boot_ms != NEVER && until > fresh_until_boot_ms) fresh_until_boot_ms = until;
+  return true;
+}
+
 static void hear_agent(void) {
   struct frame frame;
   enum frame_fault fault;
@@ -418,6 +432,7 @@ static void hear_agent(void) {
   for (enum link_news news; (news = link_next(&frame, &fault)) != LINK_QUIET;) {
     bool good = news == LINK_FRAME;
     if (good && frame_is(&frame, "end")) good = hear_end(&frame);
+    else if (good && frame_is(&frame, "fresh")) good = hear_fresh(&frame);
     else if (good && frame_is(&frame, "note")) say_lines(&frame, "", false);
     else if (good) good = frame_is(&frame, "adopted");
     if (!good) {
@@ -438,17 +453,30 @@ static bool resume(void) {
   frame_print("pid", "%d", (int)root.pid);
   frame_print("start_ticks", "%llu", (unsigned long long)root.start_ticks);
   frame_print("ceiling_boot_ms", "%lld", (long long)ceiling_boot_ms);
+  if (fresh_until_boot_ms != NEVER) frame_print("fresh_until_boot_ms", "%lld", (long long)fresh_until_boot_ms);
   frame_text("containment", containment.name);
   return link_send(SEND_MS_MAX);
 }
 
+/* A keeper that was stopped, or slept with its machine, wakes late: what the agent wrote in time still counts. */
+static void end_when_due(void) {
+  if (cause == NULL && link_fd() >= 0 && boot_ms() >= fresh_until_boot_ms) hear_agent();
+  if (cause != NULL || boot_ms() < bound_boot_ms()) return;
+  bool stale = fresh_until_boot_ms < ceiling_boot_ms;
+  if (stale)
+    say("this host has been cut off from the control plane for longer than the policy allows (its @freshness): "
+        "ending the run");
+  end_tree(stale ? "stale" : "ceiling", grace_ms);
+}
+
 /* Does what is due and sets the alarm to what is due next. */
 static void keep_time(void) {
-  int64_t now_boot_ms = boot_ms(), next_boot_ms;
-  if (cause == NULL && now_boot_ms >= ceiling_boot_ms) end_tree("ceiling", grace_ms);
+  int64_t now_boot_ms, next_boot_ms;
+  end_when_due();
+  now_boot_ms = boot_ms();
   if (cause != NULL && now_boot_ms >= kill_boot_ms && now_boot_ms >= pass_boot_ms) kill_pass();
   if (link_fd() < 0 && now_boot_ms >= reconnect_boot_ms && !resume()) lost();
-  next_boot_ms = cause == NULL ? ceiling_boot_ms : kill_passes == 0 ? kill_boot_ms : pass_boot_ms;
+  next_boot_ms = cause == NULL ? bound_boot_ms() : kill_passes == 0 ? kill_boot_ms : pass_boot_ms;
   if (link_fd() < 0) next_boot_ms = earlier(next_boot_ms, reconnect_boot_ms);
   alarm_at(next_boot_ms);
 }
@@ -498,6 +526,7 @@ static void report(void) {
 static int exit_code(void) {
   if (cause != NULL && strcmp(cause, "revoked") == 0) return EXIT_REVOKED;
   if (cause != NULL && strcmp(cause, "ceiling") == 0) return EXIT_CEILING;
+  if (cause != NULL && strcmp(cause, "stale") == 0) return EXIT_STALE;
   return root_end.how == 'e' ? root_end.how_number : 128 + root_end.how_number;
 }
 

@@ -15,6 +15,7 @@ export const verbs = [
   'refused',
   'started',
   'failed',
+  'fresh',
   'end',
   'ended',
   'resume',

@@ -58,6 +58,7 @@ function frameOf(random: Chance, grant: string): Buffer {
       ['grant', random.below(8) === 0 ? '../../x' : grant],
       ['ceiling_boot_ms', random.below(4) === 0 ? number() : soon],
       ['grace_ms', random.below(4) === 0 ? number() : '20'],
+      ...(random.below(2) === 0 ? [['fresh_until_boot_ms', number()] as const] : []),
       ...Array.from(
         { length: random.below(6) },
         () =>
@@ -76,6 +77,7 @@ function frameOf(random: Chance, grant: string): Buffer {
         ['grace_ms', number()],
       ],
     },
+    { verb: 'fresh', fields: [['until_boot_ms', number()]] },
     { verb: 'adopted', fields: [] },
     {
       verb: 'refused',

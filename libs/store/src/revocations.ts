@@ -4,6 +4,7 @@ import { transaction, type Database } from './database.ts';
 import { revocationLock } from './grants.ts';
 import { appendOwn, onPrisma, type NextEntry } from './ledger.ts';
 import { enqueue, type NewMessage } from './outbox.ts';
+import { logIdentity, type LogIdentity } from './revocation-log.ts';
 
 export interface RevocationRow {
   readonly epoch: number;
@@ -17,15 +18,17 @@ export interface RevocationRow {
 
 /**
  * One transaction: revocation, epoch + 1, ledger entry, broadcast. Throws `not_found` for a grant that does
- * not exist. `sign` gets the epoch and may be called again.
+ * not exist. `sign` gets the epoch and may be called again. The clock is read under the lock: who reads the log
+ * as of a later instant reads this revocation.
  */
 export function revoke(
   db: Database,
   author: string,
-  revocation: Omit<RevocationRow, 'epoch' | 'signed'>,
+  asked: Omit<RevocationRow, 'epoch' | 'signed' | 'createdAt'>,
   parts: {
-    readonly sign: (epoch: number) => Promise<string>;
-    readonly entryFor: (epoch: number) => NextEntry;
+    readonly now: () => Date;
+    readonly sign: (epoch: number, createdAt: Date, log: LogIdentity) => Promise<string>;
+    readonly entryFor: (epoch: number, createdAt: Date) => NextEntry;
     readonly broadcastOf: (signed: string) => NewMessage;
   },
 ): Promise<RevocationRow> {
@@ -33,6 +36,8 @@ export function revoke(
     db,
     async (tx) => {
       await onPrisma(tx)(revocationLock('alone'), []);
+      const revocation = { ...asked, createdAt: parts.now() };
+      const { createdAt } = revocation;
       const grant = await tx.grant.findUnique({ where: { id: revocation.target }, select: { id: true } });
       if (grant === null) {
         throw new CustodyError('not_found', `there is no grant ${revocation.target}`, {
@@ -41,10 +46,10 @@ export function revoke(
       }
       const newest = await tx.revocation.findFirst({ orderBy: { epoch: 'desc' }, select: { epoch: true } });
       const epoch = Number(newest?.epoch ?? 0n) + 1;
-      const signed = await parts.sign(epoch);
+      const signed = await parts.sign(epoch, createdAt, await logIdentity(tx));
       await tx.revocation.create({ data: { ...revocation, epoch: BigInt(epoch), signed } });
-      await appendOwn(onPrisma(tx), author, parts.entryFor(epoch));
-      await enqueue(tx, parts.broadcastOf(signed), revocation.createdAt);
+      await appendOwn(onPrisma(tx), author, parts.entryFor(epoch, createdAt));
+      await enqueue(tx, parts.broadcastOf(signed), createdAt);
       return { ...revocation, epoch, signed };
     },
     { operation: 'revoke' },

@@ -127,7 +127,7 @@ export const receiptView = z.strictObject({
   survivors: count.optional(),
   processes: count.optional(),
   containment: containment.optional(),
-  /** By when the ceiling ends it where no receipt comes. */
+  /** By when freshness or ceiling ends it where no receipt comes. */
   boundAt: timestamp,
 });
 export type ReceiptView = z.infer<typeof receiptView>;

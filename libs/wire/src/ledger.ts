@@ -1,7 +1,7 @@
 // Owns the body of every kind of ledger entry: what hosts and control plane put on record.
 import { z } from 'zod';
 import { processRowsMax } from '@custody/core/limits';
-import { containment, count, held, id, secretPath, timestamp, ttlMs } from './schema.ts';
+import { containment, count, freshness, held, id, secretPath, timestamp, ttlMs } from './schema.ts';
 import { failure, revocationTarget } from './messages.ts';
 
 const text = z.string().max(70_000);
@@ -55,6 +55,8 @@ export const hostKinds = {
     policyIds: z.array(z.string()),
     containment,
     parent: id.optional(),
+    /** For how long the host may be cut off; absent where that was not acted on yet. */
+    freshness: freshness.optional(),
     reason: z.string().optional(),
     /** Where its files stand, in memory, in a folder named after the grant. */
     place: z.string().optional(),
@@ -62,7 +64,9 @@ export const hostKinds = {
   started: z.strictObject({ ...run, pid: count, startTicks: z.string() }),
   ended: z.strictObject({
     ...run,
-    cause: z.enum(['exit', 'ceiling', 'revoked', 'agent', 'lost', 'not_started']),
+    cause: z.enum(['exit', 'ceiling', 'stale', 'revoked', 'agent', 'lost', 'not_started']),
+    /** Where the cause is `stale`: until when the grant was fresh. */
+    freshUntilBootMs: count.optional(),
     rootStatus: z.string().optional(),
     emptyBootMs: count,
     survivors: count,
@@ -97,6 +101,12 @@ export const hostKinds = {
     processes: count,
     containment,
   }),
+  /** The revocation log was set back: what this host followed, and what it was told instead. */
+  log_changed: z.strictObject({
+    from: z.strictObject({ log: id.optional(), epoch: count }),
+    to: z.strictObject({ log: id, epoch: count }),
+    openRuns: count,
+  }),
 } as const;
 
 /** Kinds that the control plane writes. */
@@ -130,6 +140,8 @@ export const controlPlaneKinds = {
   }),
   denied: z.strictObject({ hostId: id, subject: z.string(), command: text, error: failure }),
   revoked: z.strictObject({ by: z.string(), epoch: count, target: revocationTarget, reason: z.string() }),
+  /** After an older database was restored: the revocation log begins a new life. */
+  log_renewed: z.strictObject({ from: id, to: id, epoch: count, reason: z.string() }),
   ledger_forked: z.strictObject({
     hostId: id,
     chainEpoch: count,

@@ -24,6 +24,8 @@ import {
 export const signedTypes = {
   grant: 'custody-grant',
   revocation: 'custody-revocation',
+  beacon: 'custody-beacon',
+  head: 'custody-head',
   policy: 'custody-policy',
 } as const;
 
@@ -115,14 +117,40 @@ export const revocationClaims = z.strictObject({
   target: revocationTarget,
   reason: z.string(),
   at: timestamp,
+  /** The log it stands in; absent in the log that a database began with. */
+  log: id.optional(),
 });
 export type RevocationClaims = z.infer<typeof revocationClaims>;
 
 /** `fleet.revocation`: the newest entry. `up.revocations` asks for those after a cursor. */
 export const revocationBroadcast = z.strictObject({ entry: jws });
-export const revocationsRequest = z.strictObject({ after: count });
-export const revocationsAnswer = answer({ entries: z.array(jws).max(revocationPageMax), head: count });
+export const revocationsRequest = z.strictObject({
+  after: count,
+  /** Random, and never used before: what is signed with it was signed after the host asked. */
+  nonce: id.optional(),
+});
+export const revocationsAnswer = answer({
+  entries: z.array(jws).max(revocationPageMax),
+  head: count,
+  /** Where the log stood when this was answered; absent where no nonce was given. */
+  proof: jws.optional(),
+});
 export type RevocationsAnswer = z.infer<typeof revocationsAnswer>;
+
+/** `fleet.beacon` (JWS, `typ` custody-beacon): every revocation made before `at` has at most that epoch. */
+export const beaconClaims = z.strictObject({
+  log: id,
+  /** The epoch at which it was begun anew: later entries name it. Absent in the log that a database began with. */
+  since: count.optional(),
+  epoch: count,
+  at: timestamp,
+});
+export type BeaconClaims = z.infer<typeof beaconClaims>;
+export const beaconBroadcast = z.strictObject({ beacon: jws });
+
+/** The same in answer to one host's question (JWS, `typ` custody-head). */
+export const headClaims = z.strictObject({ ...beaconClaims.shape, nonce: id });
+export type HeadClaims = z.infer<typeof headClaims>;
 
 /** The claims of a policy set (JWS, `typ` custody-policy); `labels` are the asking host's own. */
 export const policyClaims = z.strictObject({

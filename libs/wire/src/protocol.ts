@@ -1,6 +1,6 @@
 // Owns the protocol version and its history. Every change that an older peer could misread gets a row.
 
-export const protocolVersion = 1;
+export const protocolVersion = 2;
 
 /** @public For people, and for whoever writes the next row. */
 export const protocolHistory: readonly {
@@ -12,5 +12,10 @@ export const protocolHistory: readonly {
     version: 1,
     date: '2026-11-22',
     what: 'enrolment, grants, revocation of a grant, ledger shipping, policy sets, possession',
+  },
+  {
+    version: 2,
+    date: '2026-11-22',
+    what: 'beacons, proofs of the head of the revocation log, `fresh` to keepers; ends with cause `stale`. The control plane is upgraded first: it serves agents that ask without a nonce, and those hear no beacon',
   },
 ];

@@ -7,7 +7,7 @@ export const ledgerStream = 'CUSTODY_LEDGER';
 
 export type UpWhat = 'grant' | 'revocations' | 'policy' | 'ledger';
 export type DownWhat = 'ledger';
-export type FleetWhat = 'revocation' | 'policy';
+export type FleetWhat = 'revocation' | 'beacon' | 'policy';
 
 /** Host → control plane. */
 export function hostUp(host: string, what: UpWhat): string {
