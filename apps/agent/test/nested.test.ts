@@ -1,4 +1,4 @@
-// Owns the proof that a run inside a run ends with each of those around it, and has a receipt of its own.
+// Owns the proof that a run inside a run only narrows, ends with each of those around it, and has a receipt of its own.
 import type { JsonObject } from '@custody/ledger/canonical';
 import type { LedgerEntry } from '@custody/ledger/entry';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
@@ -66,5 +66,52 @@ describe('a run inside a run', () => {
     s.runs.ended(grantId(1), ended(s.clock));
     await settle();
     expect(inner.told).toEqual([{ cause: 'agent', graceMs: 0 }]);
+  });
+});
+
+describe('a run inside a run', () => {
+  it('tells the control plane what the outer one has left, and never lasts longer', async () => {
+    const s = await scene();
+    await running(s);
+    s.clock.advance(20_000);
+    s.link.claims = { ceilingMs: 900_000, parent: grantId(1) };
+    const child = await s.runs.admit(ask({ parent: grantId(1) }), { ...peer, pid: 4343 });
+    expect(s.link.asked[1]?.parent).toEqual({ grantId: grantId(1), remainingMs: 40_000 });
+    expect(child.ceilingBootMs).toBe(s.clock.bootMs() + 40_000);
+    expect(s.spool.of('released')[1]).toMatchObject({ parent: grantId(1) });
+  });
+
+  it.each([
+    ['is not open here', grantId(7), 1000],
+    ["is another user's", grantId(1), 1001],
+  ])('is refused when the outer one %s', async (_, parent, uid) => {
+    const s = await scene();
+    await running(s);
+    await expect(s.runs.admit(ask({ parent }), { ...peer, uid })).rejects.toMatchObject({
+      code: 'run_unacceptable',
+    });
+    expect(s.link.asked).toHaveLength(1);
+  });
+
+  it('is refused when the outer one was revoked and is still being ended', async () => {
+    const s = await scene();
+    await running(s);
+    s.runs.revoke(revocation(grantId(1)), s.clock.bootMs(), s.clock.wallClock());
+    await expect(s.runs.admit(ask({ parent: grantId(1) }), peer)).rejects.toMatchObject({
+      code: 'run_unacceptable',
+    });
+    expect(s.link.asked).toHaveLength(1);
+  });
+
+  it('is refused when the outer one has ended while it was asked for', async () => {
+    const s = await scene();
+    await running(s);
+    s.link.underWay = () => s.runs.ended(grantId(1), ended(s.clock));
+    s.link.claims = { ceilingMs: 900_000, parent: grantId(1) };
+    await expect(s.runs.admit(ask({ parent: grantId(1) }), peer)).rejects.toMatchObject({
+      code: 'run_unacceptable',
+    });
+    await settle();
+    expect(s.spool.of('released')).toHaveLength(1);
   });
 });

@@ -4,7 +4,10 @@ import { hostKinds, type ProcessRow } from '@custody/wire/ledger';
 import { describe, expect, it } from 'vitest';
 import { endedBody, nothing, sweptRows, withRows, type Closing } from '../src/record.ts';
 
-const own = { grantId: 'g_00000001', runId: 'r_00000001', containment: 'subreaper' } as const;
+const own = {
+  ...{ grantId: 'g_00000001', runId: 'r_00000001', containment: 'subreaper' as const },
+  freshUntilBootMs: Infinity,
+};
 const row = (pid: number, how: string, more: Partial<ProcessRow> = {}): ProcessRow => ({
   ...{ pid, ppid: 1, startTicks: '7', how, name: 'sh', endedBootMs: 5 },
   ...more,
