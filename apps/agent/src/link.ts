@@ -111,6 +111,7 @@ export class Link implements AsyncDisposable {
   #catchingUp: Promise<void> | undefined;
   #again = false;
   #refreshing: Promise<void> | undefined;
+  #proving: Promise<void> | undefined;
   /** Why the last catching up failed. */
   #failure: Error | undefined;
   #timer: NodeJS.Timeout | undefined;
@@ -248,7 +249,13 @@ export class Link implements AsyncDisposable {
 
   /** Makes sure that what is proven is not older than that instant, and says what is. Throws where nothing newer can be had. */
   async prove(sinceBootMs: number): Promise<number> {
-    if ((this.provenBootMs ?? -Infinity) < sinceBootMs) await this.#pullRevocations();
+    if ((this.provenBootMs ?? -Infinity) < sinceBootMs) {
+      // After a suspend many may want it at once: one question does for all.
+      this.#proving ??= this.#pullRevocations().finally(() => {
+        this.#proving = undefined;
+      });
+      await this.#proving;
+    }
     return this.provenBootMs ?? -Infinity;
   }
 
@@ -411,12 +418,12 @@ export class Link implements AsyncDisposable {
         const cursor = this.#cursor;
         if (cursor === undefined) return;
         const what = classify(cursor.epoch, claims.epoch);
-        // Of another log than is followed here, or of one not known yet: the answer to a question will tell.
+        if (what === 'known') continue;
+        // Of another log than is followed here: the answer to a question will tell.
         if (what === 'gap' || !isOfLog(cursor, claims)) {
           onGap();
           break;
         }
-        if (what === 'known') continue;
         this.#options.onRevocation(claims, heardBootMs, heardAt);
         this.#cursor = { ...cursor, epoch: claims.epoch };
         this.#recent = [...this.#recent.slice(1 - revocationsKeptMax), claims];

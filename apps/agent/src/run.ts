@@ -104,11 +104,21 @@ export function overdue(run: Run, nowBootMs: number): 'ceiling' | 'stale' | unde
   return run.freshUntilBootMs < run.ceilingBootMs ? 'stale' : 'ceiling';
 }
 
-/** Moves on until when it is fresh. One whose time has passed stays over: its keeper is ending it. */
-export function renewRun(run: Run, provenBootMs: number, nowBootMs: number): void {
-  if (run.freshness === undefined || !run.renewable || run.freshUntilBootMs <= nowBootMs) return;
+/**
+ * Moves on until when it is fresh. One whose time has passed stays over: its keeper is ending it. A keeper that job
+ * control has stopped is woken by every word, which its shell sees: it hears when half of its time has passed.
+ */
+export function renewRun(
+  run: Run,
+  provenBootMs: number,
+  nowBootMs: number,
+  stopped: (pid: number) => boolean,
+): void {
+  const leftMs = run.freshUntilBootMs - nowBootMs;
+  if (run.freshness?.kind !== 'strict' || !run.renewable || leftMs <= 0) return;
   const until = Math.floor(freshUntil(run.freshness, provenBootMs));
   if (until <= run.freshUntilBootMs) return;
+  if (leftMs > run.freshness.ms / 2 && stopped(run.keeperPid)) return;
   run.freshUntilBootMs = until;
   run.keeper?.fresh(until);
 }

@@ -425,7 +425,8 @@ export class Runs implements AsyncDisposable {
   }
 
   #renewOne(run: Run): void {
-    if (run.told === undefined) renewRun(run, this.#provenBootMs, this.#options.bootMs());
+    const { bootMs, stopped } = this.#options;
+    if (run.told === undefined) renewRun(run, this.#provenBootMs, bootMs(), stopped);
   }
 
   #renewNoMore(): void {

@@ -127,7 +127,7 @@ describe('what is proven', () => {
     pass(o, 10_000);
     const late = await o.cp.beacon();
     await until(() => o.link.provenBootMs === from + 10_000);
-    pass(o, 300_000);
+    pass(o, 200_000);
     for (const each of [early, late, early, late]) o.cp.send(each);
     await settle();
     expect(o.link.provenBootMs).toBe(from + 10_000);

@@ -105,6 +105,17 @@ describe('a beacon', () => {
     expect(first.freshUntil).toHaveLength(1);
   });
 
+  it('wakes a keeper that is stopped only when half of its time has passed', async () => {
+    const s = await strict({ stopped: () => true });
+    const keeper = await running(s);
+    await pass(s, boundMs / 2 - 1);
+    s.runs.renew(s.clock.bootMs());
+    expect(keeper.freshUntil).toEqual([]);
+    await pass(s, 1);
+    s.runs.renew(s.clock.bootMs());
+    expect(keeper.freshUntil).toEqual([s.clock.bootMs() + boundMs]);
+  });
+
   it('does not bring back a run whose time has passed', async () => {
     const s = await strict();
     const keeper = await running(s);

@@ -14,6 +14,7 @@ static bool foreground; /* we were received in it */
 static struct termios settings;
 static bool settings_known;
 static pid_t owner; /* the group of the tree that had it when we stopped */
+static bool left;   /* since we stopped: by now it may be anybody's */
 
 void terminal_note(void) {
   static const int standard[] = {STDERR_FILENO, STDIN_FILENO, STDOUT_FILENO};
@@ -30,8 +31,9 @@ void terminal_note(void) {
 static void take(pid_t group) { (void)tcsetpgrp(terminal, group); }
 
 void terminal_leave(void) {
+  if (!foreground || left) return; /* a word of the agent woke us, and nobody has continued us */
+  left = true;
   owner = 0;
-  if (!foreground) return;
   pid_t group = tcgetpgrp(terminal);
   if (group <= 0 || group == getpgrp()) return;
   owner = group;
@@ -39,6 +41,7 @@ void terminal_leave(void) {
 }
 
 void terminal_return(void) {
+  left = false;
   if (owner <= 0 || tcgetpgrp(terminal) != getpgrp()) return; /* sent on in the background */
   take(owner);
   owner = 0;

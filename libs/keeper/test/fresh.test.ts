@@ -2,7 +2,7 @@
 import { describe, expect, it } from 'vitest';
 import { field, number, text } from '../src/frames.ts';
 import { bootTimeMs } from '../src/native.ts';
-import { builds, variant } from './builds.ts';
+import { builds, release, variant } from './builds.ts';
 import {
   alive,
   FakeAgent,
@@ -13,6 +13,7 @@ import {
   type GrantToSend,
   type Link,
 } from './fake-agent.ts';
+import { Terminal } from './pty.ts';
 
 let grants = 0;
 /** What a loaded machine may add. */
@@ -168,3 +169,38 @@ describe.each([...builds, ...(variant === undefined ? [] : [variant])])(
     });
   },
 );
+
+it('a job that is stopped hears of its freshness, stays stopped, and goes on where it was', async () => {
+  await using agent = await FakeAgent.start();
+  await using terminal = new Terminal(['bash', '--norc', '--noprofile', '-i'], {
+    ...{
+      PATH: process.env['PATH'],
+      CUSTODY_SOCKET: agent.path,
+      TERM: 'xterm',
+      PS1: 'ready> ',
+      HOME: '/nonexistent',
+    },
+  });
+  const job = `bash -c 'trap "echo continued" CONT; echo up; read -r line; echo "got $line"'`;
+  terminal.type(`${release.keeper} run -- ${job}\r`);
+  const link = await agent.link();
+  await link.expect('request');
+  const freshUntil = Math.round(bootTimeMs() + 8_000);
+  link.grant({ grant: `fresh-${process.pid}-${++grants}`, fields: [['fresh_until_boot_ms', freshUntil]] });
+  const root = await started(link);
+  const keeper = processOf(root.pid)?.ppid ?? 0;
+  await terminal.shows(/[\r\n]up\r/);
+  terminal.type('\x1a');
+  await terminal.shows(/Stopped/);
+  await until(() => processOf(keeper)?.state === 'T', 'the keeper is stopped');
+  fresh(link, freshUntil + 60_000);
+  await until(() => bootTimeMs() > freshUntil + 100, 'the first bound has passed', 10_000);
+  expect([processOf(root.pid)?.state, processOf(keeper)?.state]).toEqual(['T', 'T']);
+  // The shell has its terminal all the while, and the job is continued once: by the shell.
+  terminal.type('echo still here; fg\r');
+  await terminal.shows(/[\r\n]still here[^]*[\r\n]continued\r/);
+  terminal.type('word\r');
+  await terminal.shows(/[\r\n]got word/);
+  expect(text(await link.expect('ended'), 'cause')).toBe('exit');
+  expect(terminal.shown.match(/[\r\n]continued\r/g)).toHaveLength(1);
+});

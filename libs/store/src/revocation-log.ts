@@ -1,7 +1,7 @@
 // Owns where the revocation log stands: its identity, and its newest epoch as of an instant of the database's clock.
-import { sqlTransaction, transaction, type Database, type Transaction } from './database.ts';
+import { sqlTransaction, transaction, type Database } from './database.ts';
 import { revocationLock } from './grants.ts';
-import { appendOwn, onClient, onPrisma, type NextEntry } from './ledger.ts';
+import { appendOwn, onClient, onPrisma, type NextEntry, type Statement } from './ledger.ts';
 
 /** One life of the log. `since`: the epoch at which it was begun anew; absent in the one the database began with. */
 export interface LogIdentity {
@@ -21,29 +21,22 @@ const readHead = `
   SELECT now() AS at, (SELECT value FROM meta WHERE key = '${metaKey}') AS log,
          (SELECT coalesce(max(epoch), 0) FROM revocations) AS epoch`;
 
+/** In one statement, so that who holds the lock holds it for no longer. `at` is when the transaction began. */
+export async function readLog(statement: Statement): Promise<LogHead> {
+  const [row] = await statement<{ at: Date; log: LogIdentity | null; epoch: string | bigint }>(readHead, []);
+  if (row === undefined || row.log === null) throw new Error('this database has no revocation log');
+  return { ...row.log, epoch: Number(row.epoch), at: row.at };
+}
+
 /**
  * The clock is read when the transaction begins, then the lock is waited for, then the log is read: a revocation
  * that held the lock before that instant is in the epoch.
  */
 export function logHead(db: Database): Promise<LogHead> {
-  return sqlTransaction(
-    db,
-    async (client) => {
-      const [row] = await onClient(client)<{ at: Date; log: LogIdentity | null; epoch: string }>(
-        readHead,
-        [],
-      );
-      if (row === undefined || row.log === null)
-        throw new Error('read the log: this database has no revocation log');
-      return { ...row.log, epoch: Number(row.epoch), at: row.at };
-    },
-    { operation: 'read the head of the revocation log', opening: revocationLock('shared') },
-  );
-}
-
-export async function logIdentity(tx: Transaction): Promise<LogIdentity> {
-  const row = await tx.meta.findUniqueOrThrow({ where: { key: metaKey } });
-  return row.value as unknown as LogIdentity;
+  return sqlTransaction(db, (client) => readLog(onClient(client)), {
+    operation: 'read the head of the revocation log',
+    opening: revocationLock('shared'),
+  });
 }
 
 /** Begins a new life of the log under that id: hosts that followed the one before will notice. */
@@ -57,9 +50,7 @@ export function renewLog(
     db,
     async (tx) => {
       await onPrisma(tx)(revocationLock('alone'), []);
-      const { id: from } = await logIdentity(tx);
-      const newest = await tx.revocation.findFirst({ orderBy: { epoch: 'desc' }, select: { epoch: true } });
-      const epoch = Number(newest?.epoch ?? 0n);
+      const { id: from, epoch } = await readLog(onPrisma(tx));
       await tx.meta.update({ where: { key: metaKey }, data: { value: { id, since: epoch } } });
       await appendOwn(onPrisma(tx), author, entryFor(from, epoch));
       return { from, epoch };

@@ -4,7 +4,7 @@ import { transaction, type Database } from './database.ts';
 import { revocationLock } from './grants.ts';
 import { appendOwn, onPrisma, type NextEntry } from './ledger.ts';
 import { enqueue, type NewMessage } from './outbox.ts';
-import { logIdentity, type LogIdentity } from './revocation-log.ts';
+import { readLog, type LogIdentity } from './revocation-log.ts';
 
 export interface RevocationRow {
   readonly epoch: number;
@@ -44,9 +44,9 @@ export function revoke(
           next: 'custody grant list shows them',
         });
       }
-      const newest = await tx.revocation.findFirst({ orderBy: { epoch: 'desc' }, select: { epoch: true } });
-      const epoch = Number(newest?.epoch ?? 0n) + 1;
-      const signed = await parts.sign(epoch, createdAt, await logIdentity(tx));
+      const log = await readLog(onPrisma(tx));
+      const epoch = log.epoch + 1;
+      const signed = await parts.sign(epoch, createdAt, log);
       await tx.revocation.create({ data: { ...revocation, epoch: BigInt(epoch), signed } });
       await appendOwn(onPrisma(tx), author, parts.entryFor(epoch, createdAt));
       await enqueue(tx, parts.broadcastOf(signed), createdAt);
