@@ -8,6 +8,7 @@ import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { startConstellation, type Constellation } from '@custody/constellation/constellation';
 import { graceMsDefault } from '@custody/core/limits';
+import { randomOf } from '@custody/testkit/random';
 import { call } from '@custody/wire/client';
 import { hostKinds } from '@custody/wire/ledger';
 import { round, type Results } from './results.ts';
@@ -93,17 +94,6 @@ export async function ceiling(): Promise<Results> {
   } finally {
     fs.rmSync(dir, { recursive: true, force: true });
   }
-}
-
-/** mulberry32: small, and the same on every machine. */
-function randomOf(seed: number): () => number {
-  let state = seed | 0;
-  return () => {
-    state = (state + 0x6d2b79f5) | 0;
-    let mixed = Math.imul(state ^ (state >>> 15), 1 | state);
-    mixed = (mixed + Math.imul(mixed ^ (mixed >>> 7), 61 | mixed)) ^ mixed;
-    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32;
-  };
 }
 
 function planOf(seed: number, moves: boolean): { condition: Condition; ttlsMs: number[] }[] {

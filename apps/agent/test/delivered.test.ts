@@ -3,18 +3,12 @@ import { keeperReturnMsMax } from '@custody/core/limits';
 import type { JsonObject } from '@custody/ledger/canonical';
 import type { LedgerEntry } from '@custody/ledger/entry';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
-import { ask, peer, scene, type Scene, type Written } from './fakes.ts';
-import { at, hostId, settle } from './support.ts';
+import { ask, pass, peer, scene, type Scene, type Written } from './fakes.ts';
+import { at, hostId } from './support.ts';
 
 // Timers stand still; everything else is real.
 beforeEach(() => void vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout'] }));
 afterEach(() => void vi.useRealTimers());
-
-async function pass(s: Scene, ms: number): Promise<void> {
-  s.clock.advance(ms);
-  await vi.advanceTimersByTimeAsync(ms);
-  await settle();
-}
 
 const entryOf = ({ kind, body }: Written, index: number): LedgerEntry => ({
   ...{ v: 1, host: hostId, epoch: 1, seq: index + 1, at, boot_ms: 1, kind, prev: 'a'.repeat(64) },

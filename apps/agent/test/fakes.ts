@@ -8,13 +8,14 @@ import type { Outsider } from '@custody/keeper/scan';
 import type { SweepResult } from '@custody/keeper/sweep';
 import { hostKinds, type HostBody, type HostKind } from '@custody/wire/ledger';
 import type { GrantClaims, GrantRequest, RevocationClaims } from '@custody/wire/messages';
+import { vi } from 'vitest';
 import type { Ask } from '../src/delivery.ts';
 import type { RunGroups } from '../src/groups.ts';
 import type { Granted, PolicyCopy } from '../src/link.ts';
 import type { Ended } from '../src/record.ts';
 import type { KeeperEnd, Peer } from '../src/run.ts';
 import { Runs, type RunsOptions } from '../src/runs.ts';
-import { at, captureLog, claimsOf, Clock, grantId } from './support.ts';
+import { at, captureLog, claimsOf, Clock, grantId, settle } from './support.ts';
 
 export type Written = { [Kind in HostKind]: { kind: Kind; body: HostBody<Kind> } }[HostKind];
 
@@ -213,3 +214,20 @@ export const ended = (clock: Clock, more: Partial<Ended> = {}): Ended => ({
   unlisted: {},
   ...more,
 });
+
+/** So much time passes, on the boot-time clock and for timers, which must be fake. */
+export async function pass(s: Scene, ms: number): Promise<void> {
+  s.clock.advance(ms);
+  await vi.advanceTimersByTimeAsync(ms);
+  await settle();
+}
+
+/** A run whose keeper is attached and whose root has started. */
+export async function running(s: Scene): Promise<FakeKeeper> {
+  const { grantId: id } = await s.runs.admit(ask(), peer);
+  const keeper = new FakeKeeper();
+  s.runs.attach(id, keeper);
+  s.runs.started(id, 5000, '123');
+  await settle();
+  return keeper;
+}

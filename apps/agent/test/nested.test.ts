@@ -2,22 +2,22 @@
 import type { JsonObject } from '@custody/ledger/canonical';
 import type { LedgerEntry } from '@custody/ledger/entry';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
-import { ask, ended, FakeKeeper, peer, revocation, scene, type Scene, type Written } from './fakes.ts';
+import {
+  ask,
+  ended,
+  FakeKeeper,
+  peer,
+  revocation,
+  running,
+  scene,
+  type Scene,
+  type Written,
+} from './fakes.ts';
 import { at, grantId, hostId, settle } from './support.ts';
 
 // Timers stand still; everything else is real.
 beforeEach(() => void vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout'] }));
 afterEach(() => void vi.useRealTimers());
-
-/** A run whose keeper is attached and whose root has started. */
-async function running(s: Scene): Promise<FakeKeeper> {
-  const { grantId: id } = await s.runs.admit(ask(), peer);
-  const keeper = new FakeKeeper();
-  s.runs.attach(id, keeper);
-  s.runs.started(id, 5000, '123');
-  await settle();
-  return keeper;
-}
 
 const entryOf = ({ kind, body }: Written, index: number): LedgerEntry => ({
   ...{ v: 1, host: hostId, epoch: 1, seq: index + 1, at, boot_ms: 1, kind, prev: 'a'.repeat(64) },

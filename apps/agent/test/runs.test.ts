@@ -1,7 +1,7 @@
 // Owns the proof of a run's life on its host: nothing before the record, revoked at any moment, closed exactly once.
 import { parsePolicies, PolicyEngine } from '@custody/core/cedar';
 import { CustodyError } from '@custody/core/errors';
-import { keeperLagMsMax, keeperReturnMsMax } from '@custody/core/limits';
+import { keeperReturnMsMax } from '@custody/core/limits';
 import type { LedgerEntry } from '@custody/ledger/entry';
 import type { JsonObject } from '@custody/ledger/canonical';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
@@ -10,8 +10,10 @@ import {
   canary,
   ended,
   FakeKeeper,
+  pass,
   peer,
   revocation,
+  running,
   scene,
   type Scene,
   type Written,
@@ -21,22 +23,6 @@ import { at, grantId, hostId, settle } from './support.ts';
 // Timers stand still until a test moves them; everything else is real.
 beforeEach(() => void vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout'] }));
 afterEach(() => void vi.useRealTimers());
-
-async function pass(s: Scene, ms: number): Promise<void> {
-  s.clock.advance(ms);
-  await vi.advanceTimersByTimeAsync(ms);
-  await settle();
-}
-
-/** A run whose keeper is attached and whose root has started. */
-async function running(s: Scene): Promise<FakeKeeper> {
-  const { grantId: id } = await s.runs.admit(ask(), peer);
-  const keeper = new FakeKeeper();
-  s.runs.attach(id, keeper);
-  s.runs.started(id, 5000, '123');
-  await settle();
-  return keeper;
-}
 
 const entryOf = ({ kind, body }: Written, index: number): LedgerEntry => ({
   ...{ v: 1, host: hostId, epoch: 1, seq: index + 1, at, boot_ms: 1, kind, prev: 'a'.repeat(64) },
@@ -452,70 +438,6 @@ describe('a keeper that is lost', () => {
     }
     expect(() => s.runs.resume(grantId(2), peer, new FakeKeeper())).toThrow(/no open run/);
     expect(() => s.runs.resume(grantId(1), peer, new FakeKeeper())).not.toThrow();
-  });
-});
-
-describe('a ceiling', () => {
-  const ceilingMs = 60_000;
-
-  it('that the keeper does not keep is kept by the agent, after grace and lag', async () => {
-    const s = await scene();
-    await running(s);
-    await pass(s, ceilingMs + 2_000 + keeperLagMsMax - 10);
-    expect(s.swept).toEqual([]);
-    await pass(s, 20);
-    expect(s.swept).toEqual([grantId(1)]);
-    expect(s.spool.of('ended')).toMatchObject([{ proof: 'sweep' }]);
-  });
-
-  it('is on the boot-time clock: a timer that fires early is set again', async () => {
-    const s = await scene();
-    await running(s);
-    // The timers run ahead of the boot-time clock.
-    await vi.advanceTimersByTimeAsync(ceilingMs + 3_000);
-    await settle();
-    expect(s.swept).toEqual([]);
-    s.clock.advance(ceilingMs + 3_000);
-    await vi.advanceTimersByTimeAsync(ceilingMs + 3_000);
-    await settle();
-    expect(s.swept).toEqual([grantId(1)]);
-  });
-
-  it.each([1, -1])('stays where it is when the wall clock moves by %i h', async (hours) => {
-    const s = await scene();
-    await running(s);
-    vi.setSystemTime(Date.now() + hours * 3_600_000);
-    await pass(s, ceilingMs + 2_000 - 10);
-    expect(s.swept).toEqual([]);
-    vi.setSystemTime(Date.now() + hours * 3_600_000);
-    await pass(s, keeperLagMsMax + 20);
-    expect(s.swept).toEqual([grantId(1)]);
-    expect(s.spool.of('ended')).toMatchObject([{ cause: 'ceiling' }]);
-  });
-
-  it('of a keeper that somebody stops over and over is kept without the lag', async () => {
-    let looks = 0;
-    // Its own alarm continues it: not stopped at the first look.
-    const s = await scene({ stopped: () => ++looks > 1 });
-    await running(s);
-    await pass(s, ceilingMs + 2_000);
-    expect(s.swept).toEqual([]);
-    await pass(s, keeperLagMsMax / 10);
-    expect(s.swept).toEqual([grantId(1)]);
-  });
-
-  it('counts from the instant of asking, not from the answer', async () => {
-    const s = await scene();
-    s.link.underWay = () => s.clock.advance(700);
-    const askedBootMs = s.clock.bootMs();
-    expect((await s.runs.admit(ask(), peer)).ceilingBootMs).toBe(askedBootMs + ceilingMs);
-  });
-
-  it('is never more than was asked for, whatever the grant says', async () => {
-    const s = await scene();
-    s.link.claims = { ceilingMs: 900_000 };
-    const release = await s.runs.admit(ask({ ttlMs: 5_000 }), peer);
-    expect(release.ceilingBootMs).toBe(s.clock.bootMs() + 5_000);
   });
 });
 
