@@ -2,6 +2,7 @@
 // `--sanitize` builds the keeper and those programs under ASan and UBSan into build/asan instead.
 // native/ is for every system, native/linux/ and native/darwin/ for one each. On Linux the files of darwin/ are built
 // too, over test/shim/, into custody-keeper-kqueue: the tests run them where there is no Mac.
+// `--target=aarch64-macos` builds with zig what a Mac would get, into build/aarch64-macos: see cross.mjs.
 import { execFile } from 'node:child_process';
 import { accessSync, constants, mkdirSync, readFileSync, readdirSync, renameSync, statSync } from 'node:fs';
 import { delimiter, join, relative } from 'node:path';
@@ -19,17 +20,20 @@ function fail(line) {
   process.exit(1);
 }
 
-const platform = process.platform;
+const target = process.argv.find((word) => word.startsWith('--target='))?.slice('--target='.length);
+const platform = target === undefined ? process.platform : 'darwin';
 if (platform !== 'linux' && platform !== 'darwin') {
   fail(`the keeper holds process trees on Linux and macOS; it cannot be built on ${platform} yet`);
 }
 
+/** The compiler and the words that come first. */
 function compiler() {
+  if (target !== undefined) return [...JSON.parse(process.env['ZIG'] ?? '["zig"]'), 'cc', '-target', target];
   const folders = (process.env['PATH'] ?? '').split(delimiter);
   for (const name of [process.env['CC'], 'cc', 'gcc', 'clang']) {
     if (!name) continue;
-    if (name.includes('/')) return name;
-    if (folders.some((folder) => mayRun(join(folder, name)))) return name;
+    if (name.includes('/')) return [name];
+    if (folders.some((folder) => mayRun(join(folder, name)))) return [name];
   }
   return fail(
     'no C compiler found; install one (Debian, Ubuntu: apt-get install build-essential; macOS: xcode-select --install)',
@@ -58,6 +62,7 @@ const common = [
   ...warnings,
   ...hardening,
 ];
+const ofSystem = platform === 'darwin' ? ['-include', join(native, 'darwin', 'libc.h')] : [];
 const linking = platform === 'darwin' ? [] : ['-Wl,-z,relro,-z,now', '-Wl,-z,noexecstack'];
 // Static first: the dynamic loader is half the start of so small a program. Some systems ship no static libc,
 // and a sanitizer's runtime is never static.
@@ -76,8 +81,12 @@ const sourcesIn = (folder) =>
     .map((name) => join(folder, name));
 const keeperSources = [...sourcesIn('.'), ...sourcesIn(platform)];
 const outputs = [
-  { name: 'custody-keeper', sources: keeperSources, ways: programs },
-  { name: 'frame-check', sources: ['frame_test.c', 'frame.c'], ways: programs },
+  { name: 'custody-keeper', sources: keeperSources, ways: programs.map((way) => [...way, ...ofSystem]) },
+  {
+    name: 'frame-check',
+    sources: ['frame_test.c', 'frame.c'],
+    ways: programs.map((way) => [...way, ...ofSystem]),
+  },
 ];
 if (platform === 'linux') {
   const shim = join(room, 'test', 'shim');
@@ -104,7 +113,7 @@ if (sanitize && platform === 'linux') {
   // On macOS the linker must be told that Node itself has the napi_ functions.
   const lookup = platform === 'darwin' ? ['-undefined', 'dynamic_lookup'] : [];
   const ways = [['-fPIC', '-shared', ...lookup, '-isystem', headers]];
-  outputs.push({ name: 'peer.node', sources: ['peer.c'], ways });
+  outputs.push({ name: 'peer.node', sources: ['peer.c', 'say.c', join(platform, 'proc.c')], ways });
 }
 
 function changedMs(path) {
@@ -116,18 +125,18 @@ for (const from of [native, join(room, 'test', 'shim')]) {
   for (const name of readdirSync(from, { recursive: true })) inputs.push(join(from, name));
 }
 const newestMs = Math.max(...inputs.map(changedMs));
-const folder = join(room, 'build', sanitize ? 'asan' : '.');
+const folder = join(room, 'build', target ?? (sanitize ? 'asan' : '.'));
 const stale = outputs.filter(({ name }) => changedMs(join(folder, name)) <= newestMs);
 
 if (stale.length > 0) {
-  const cc = compiler();
+  const [cc, ...first] = compiler();
   mkdirSync(folder, { recursive: true });
   for (const { name, sources, ways } of stale) {
     const made = join(folder, `.${name}.${process.pid}`);
     const files = sources.toSorted().map((source) => join(native, source));
     let fault;
     for (const flags of ways) {
-      fault = await run(cc, [...common, ...flags, ...linking, ...files, '-o', made]).then(
+      fault = await run(cc, [...first, ...common, ...flags, ...linking, ...files, '-o', made]).then(
         () => undefined,
         (cause) => cause,
       );

@@ -61,6 +61,8 @@ export const kqueue: Build = {
 };
 /** Every keeper there is. */
 export const keepers = [...builds, kqueue];
+/** The keeper of the tests that are about one: a file may set another before it takes their file in. */
+export const underTest = { build: release };
 /** Under the sanitizers: walks by scanning /proc, and waits 1 s, not 30, for the agent's answer. */
 export const variant: Build | undefined = sanitized
   ? { ...release, name: 'scanning', keeper: `${room}build/asan/custody-keeper-scan` }

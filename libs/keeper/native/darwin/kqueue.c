@@ -5,7 +5,8 @@
    Somebody belongs to the tree
    - whose parent does: seen by a look at the children when the kernel says that a parent has forked. The kernel does
      not say whom (NOTE_TRACK is refused since 10.5), so a child that has left a dead parent before that look is missed;
-   - whose session or process group was made in the tree: only a descendant gets into those;
+   - whose session or process group was made in the tree, or the keeper's where it leads one: only a descendant gets
+     into those;
    - who holds the marker of the grant, where the kernel lets us read it (proc.c says where it does not).
    What none of the three leads to is not held: docs/containment.md says so. */
 #include "keeper.h"
@@ -189,6 +190,8 @@ static int look(void) {
   if (!each_process(note_anybody, NULL)) return 0;
   qsort(all, all_count, sizeof *all, by_pid);
   forget_ended();
+  /* The leader of a session, as under ssh or a CI runner: whoever is in it descends from us. */
+  if (own_session == getpid()) note_group(own_session, 0);
   for (size_t i = 0; i < all_count; i++) {
     /* A holder that is older than the root is somebody's who was handed the marker: the agent's scan tells of it. */
     if (all[i].process.start_ticks < root_ticks || member_of(all[i].process.pid) != NULL || belongs(&all[i])) continue;
@@ -251,6 +254,14 @@ static bool empty(void) {
   return member_count == 0;
 }
 
+/* Stops whole groups: one call reaches those too who fork and exit faster than a look lists them. A group that we
+   are in ourselves is not among them. */
+static void stop_groups(void) {
+  for (size_t i = 0; i < group_count; i++) {
+    if (groups[i].id != getpgrp()) kill(-groups[i].id, SIGSTOP); /* of a session's id there may be no group */
+  }
+}
+
 static void act_on_members(enum act act, struct rows *rows, struct walk *walk) {
   for (size_t i = 0; i < member_count; i++) {
     struct process process;
@@ -268,6 +279,7 @@ static struct walk pass(enum act act, struct rows *rows) {
      stopped, until a look finds nobody new, before the first is killed. */
   for (int stops = 0; act == ACT_KILL && stops < STOPS_MAX; stops++) {
     struct walk stopped = {0};
+    stop_groups();
     act_on_members(ACT_STOP, rows, &stopped);
     if (look() == 0) break;
   }
