@@ -344,6 +344,7 @@ describe.runIf(existsSync('/bin/bash')).each([release, kqueue])(
   'a run that job control has stopped ($name)',
   ({ keeper: program }) => {
     let shell: ReturnType<typeof spawn> | undefined;
+    let told = ''; // on its standard error
     afterEach(async () => {
       if (shell === undefined || shell.exitCode !== null || shell.signalCode !== null) return;
       shell.kill('SIGKILL');
@@ -354,9 +355,11 @@ describe.runIf(existsSync('/bin/bash')).each([release, kqueue])(
     async function stopped(agent: FakeAgent, grant: GrantToSend) {
       // The stop of a job needs a parent in another process group of the same session, and so `set -m`.
       const line = `set -m; ${program} run --socket ${agent.path} -- sleep 300 & echo keeper=$!; read _`;
-      shell = spawn('bash', ['-c', line], { detached: true, stdio: ['pipe', 'pipe', 'ignore'] });
+      shell = spawn('bash', ['-c', line], { detached: true, stdio: ['pipe', 'pipe', 'pipe'] });
       let said = '';
+      told = '';
       shell.stdout?.on('data', (chunk: Buffer) => (said += chunk.toString('latin1')));
+      shell.stderr?.on('data', (chunk: Buffer) => (told += chunk.toString('latin1')));
       const link = await agent.link();
       await link.expect('request');
       link.grant({ grant: nextGrant(), ...grant });
@@ -385,7 +388,8 @@ describe.runIf(existsSync('/bin/bash')).each([release, kqueue])(
     it('goes on when the shell continues it, and stays stopped for a word that does not end it', async () => {
       await using agent = await FakeAgent.start();
       const { link, root, keeper } = await stopped(agent, {});
-      link.send('adopted');
+      link.send('note', [['line', 'heard']]);
+      await until(() => told.includes('custody: heard\n'), 'it is awake');
       await until(() => processOf(keeper)?.state === 'T', 'stopped again');
       expect(processOf(root.pid)?.state).toBe('T');
       process.kill(keeper, 'SIGCONT');

@@ -4,6 +4,7 @@
 #include "alarm.h"
 #include "signals.h"
 #include "terminal.h"
+#include "twin.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -75,7 +76,8 @@ bool signals_next(struct heard *heard) {
   *heard = (struct heard){.signal = noted.signal, .sender = noted.pid, .uid = noted.uid};
   /* Of a child the kernel says CLD_*; what kill(2) sends has 0 here, whatever the manual says, or SI_USER. */
   bool child = noted.signal == SIGCHLD && (noted.pid <= 0 || (noted.code > 0 && noted.code != SI_USER));
-  if (child) heard->origin = ORIGIN_KERNEL;
+  bool called = noted.signal == SIGCONT && noted.pid > 0 && noted.pid == stop_twin();
+  if (child || called) heard->origin = ORIGIN_KERNEL;
   else if (from_terminal(&noted)) heard->origin = ORIGIN_TERMINAL;
   return true;
 }

@@ -2,6 +2,7 @@
 #include "stop.h"
 
 #include "alarm.h"
+#include "twin.h"
 #include "keeper.h"
 #include "link.h"
 
@@ -10,6 +11,10 @@
 #include <unistd.h>
 
 #define AGAIN_MS 1000 /* a stop signal deletes a pending SIGCONT: call again */
+
+static pid_t twin;
+
+pid_t stop_twin(void) { return twin; }
 
 /* Neither a timer nor a socket sends a SIGCONT here, and nothing else wakes a stopped process. So a twin waits in
    its place, for the alarm, for a word of the agent and for the end of the keeper, and calls it. Every signal is
@@ -32,7 +37,7 @@ void stop_self(void) {
   pid_t keeper = getpid();
   int ends[2];
   if (pipe(ends) != 0) return; /* better not stopped than deaf */
-  pid_t twin = fork();
+  twin = fork();
   if (twin == 0) {
     close(ends[1]);
     call(keeper, alarm_set(), ends[0]);
@@ -43,11 +48,13 @@ void stop_self(void) {
   /* TSTP and not STOP. In an orphaned process group, where no shell could wake us again, TSTP does nothing. And it
      waits, blocked: a SIGCONT of the twin that comes before the stop deletes it. */
   if (twin > 0) kill(keeper, SIGTSTP);
-  sigset_t tstp;
-  sigemptyset(&tstp);
-  sigaddset(&tstp, SIGTSTP);
-  sigprocmask(SIG_UNBLOCK, &tstp, NULL); /* stops here */
-  sigprocmask(SIG_BLOCK, &tstp, NULL);
+  /* CONT too, so that it is noted at once who sent it: while one is pending, another is lost. */
+  sigset_t both;
+  sigemptyset(&both);
+  sigaddset(&both, SIGTSTP);
+  sigaddset(&both, SIGCONT);
+  sigprocmask(SIG_UNBLOCK, &both, NULL); /* stops here */
+  sigprocmask(SIG_BLOCK, &both, NULL);
   sigaction(SIGTSTP, &noting, NULL);
   close(ends[1]);
   if (twin <= 0) return;

@@ -211,8 +211,14 @@ static void put_away(struct queue *queue, struct knote *knote) {
   free(knote);
 }
 
+static void take_lock(void) { pthread_mutex_lock(&lock); }
+static void give_lock(void) { pthread_mutex_unlock(&lock); }
+
 int kqueue(void) {
+  static bool known;
   struct epoll_event readable = {.events = EPOLLIN};
+  if (!known) pthread_atfork(take_lock, give_lock, give_lock); /* a fork must not come while tick holds it */
+  known = true;
   pthread_mutex_lock(&lock);
   int epoll = epoll_create1(EPOLL_CLOEXEC);
   /* Closed by its user, a queue is one no more; its number comes again. */
