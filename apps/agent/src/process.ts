@@ -1,9 +1,10 @@
-// Owns what the agent asks /proc of one process. On a system without it nothing is known.
+// Owns what the agent asks the kernel of one process.
 import { readFileSync } from 'node:fs';
+import { processOf } from '@custody/keeper/native';
 
-/** Field 22 of /proc/PID/stat: with the pid it names a process for ever. */
+/** With the pid it names a process for ever: field 22 of /proc/PID/stat; on macOS microseconds. */
 export function startOf(pid: number): string | undefined {
-  return fieldsOf(pid)?.[19];
+  return processOf(pid)?.startTicks;
 }
 
 export interface Member {
@@ -13,7 +14,7 @@ export interface Member {
   readonly name: string;
 }
 
-/** What goes on record of a process that is about to be killed; undefined when it has gone. */
+/** What goes on record of a process of a group that is about to be killed, from /proc; undefined when it has gone. */
 export function memberOf(pid: number): Member | undefined {
   try {
     const stat = readFileSync(`/proc/${pid}/stat`);
@@ -26,7 +27,7 @@ export function memberOf(pid: number): Member | undefined {
   }
 }
 
-/** The real uid it has now. */
+/** The real uid it has now; undefined where there is no /proc to say. */
 export function uidOf(pid: number): number | undefined {
   try {
     const uid = /^Uid:\t(\d+)\t/m.exec(readFileSync(`/proc/${pid}/status`, 'latin1'))?.[1];
@@ -38,7 +39,7 @@ export function uidOf(pid: number): number | undefined {
 
 /** Whether a signal has stopped it: it can keep no ceiling then. */
 export function isStopped(pid: number): boolean {
-  return fieldsOf(pid)?.[0] === 'T';
+  return processOf(pid)?.stopped === true;
 }
 
 /** Whether it is there and has not died: a signal still finds what its parent has not collected. */
@@ -48,17 +49,5 @@ export function isAlive(pid: number): boolean {
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code !== 'EPERM') return false;
   }
-  const state = fieldsOf(pid)?.[0];
-  return state !== 'Z' && state !== 'X';
-}
-
-/** proc_pid_stat(5) from field 3 on: the name before it stands in parentheses and may hold anything. */
-function fieldsOf(pid: number): string[] | undefined {
-  try {
-    return readFileSync(`/proc/${pid}/stat`, 'latin1')
-      .replace(/^.*\) /s, '')
-      .split(' ');
-  } catch {
-    return undefined;
-  }
+  return processOf(pid)?.alive !== false;
 }

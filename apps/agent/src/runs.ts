@@ -65,7 +65,11 @@ export interface RunsOptions {
   readonly spool: () => Pick<Spool, 'append'>;
   readonly sweep: (
     grantId: string,
-    options: { keeper: KeeperProcess | undefined; place: string | undefined },
+    options: {
+      keeper: KeeperProcess | undefined;
+      root: KeeperProcess | undefined;
+      place: string | undefined;
+    },
   ) => Promise<SweepResult>;
   readonly groups: RunGroups;
   readonly escapes: () => Pick<Escapes, 'watch' | 'look' | 'lookShared'>;
@@ -514,7 +518,11 @@ export class Runs implements AsyncDisposable {
       const cause = (run.keeper === undefined ? undefined : overdue(run, startedBootMs)) ?? 'lost';
       const inGroup = groups.membersOf(run.runId);
       groups.killAll(run.runId);
-      const found = await this.#options.sweep(run.grantId, { keeper: keeperOf(run), place: run.place });
+      const found = await this.#options.sweep(run.grantId, {
+        keeper: keeperOf(run),
+        root: run.root,
+        place: run.place,
+      });
       if (!this.#runs.has(run.grantId)) return;
       if (found.emptyBootMs === undefined) throw new Error(found.complaints[0] ?? 'processes are left');
       if (!(await groups.emptied(run.runId))) throw new Error('processes are left in its group');

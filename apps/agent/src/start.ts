@@ -119,7 +119,7 @@ export async function startAgent(
         ['proven_ago_ms', agoMs(link.provenBootMs)],
         ['beacon_ago_ms', agoMs(link.beaconBootMs)],
         ['policy_revision', String(link.policy?.revision ?? 0)],
-        ['containment', groups.refusal === undefined ? 'cgroup' : `subreaper: ${groups.refusal}`],
+        ['containment', groups.refusal === undefined ? 'cgroup' : `${ungrouped}: ${groups.refusal}`],
         ['ledger_seq', String(spool.head?.seq ?? 0)],
         ['ledger_unconfirmed', String(spool.unconfirmed)],
         ...runs.describe().map((run) => ['run', JSON.stringify(run)] as const),
@@ -168,12 +168,15 @@ async function joinBus(
   return stack.move();
 }
 
+/** What the keepers of this system hold a run with where there is no group. */
+const ungrouped = process.platform === 'linux' ? 'subreaper' : 'kqueue';
+
 /** What a host says of itself when it enrols: the strongest that it could hold a run with. */
 export async function strongestContainment(log: Log): Promise<Containment> {
-  if (process.platform !== 'linux') return 'kqueue';
+  if (process.platform !== 'linux') return ungrouped;
   const hostId = `probe-${process.pid}`;
   await using groups = new Groups({ hostId, places: placesHere(), log });
-  return groups.refusal === undefined ? 'cgroup' : 'subreaper';
+  return groups.refusal === undefined ? 'cgroup' : ungrouped;
 }
 
 /** How long ago that was on this host's clock. */

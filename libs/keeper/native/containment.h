@@ -1,4 +1,4 @@
-/* What a mechanism that holds a tree must offer. tree.c is Linux's; kqueue will be macOS's. */
+/* What a mechanism that holds a tree must offer: linux/tree.c and darwin/kqueue.c do. */
 #ifndef CUSTODY_CONTAINMENT_H
 #define CUSTODY_CONTAINMENT_H
 
@@ -21,10 +21,21 @@ struct containment {
   const char *name; /* as `containment` has it in the protocol */
   /* Before the child exists. False, with errno: nothing can be held. */
   bool (*prepare)(void);
+  /* The root has just been started, with that grant in its marker. */
+  void (*hold)(const struct process *root, const char *grant);
+  /* A descriptor that is readable when the tree has changed and no SIGCHLD tells of it, or -1. */
+  int (*watch)(void);
+  /* Takes in what that descriptor tells. */
+  void (*hear)(void);
+  /* Asked once no child of our own is left: whether that means that nobody of the tree is. */
+  bool (*empty)(void);
   /* One walk over the living tree, parents before children. */
   struct walk (*pass)(enum act act, struct rows *rows);
 };
 
 extern const struct containment containment;
+
+/* row.c: puts a process that a walk has met on record, and does to it what the walk is for. */
+void act_on(enum act act, const struct process *process, int handle, struct rows *rows, struct walk *walk);
 
 #endif

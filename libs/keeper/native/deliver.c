@@ -3,35 +3,30 @@
 
 #include "deliver.h"
 #include "memory.h"
+#include "vault.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/inotify.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #define OURS_FROM 100 /* above what a shell uses, so that no number of the child is in our way */
-#ifndef MFD_NOEXEC_SEAL
-#define MFD_NOEXEC_SEAL 8U
-#endif
 
 static struct delivery {
   char *entry; /* NAME=PATH or NAME=NUMBER */
   int fd;      /* of an unread fifo, or of what the child inherits; else -1 */
   int number;  /* at which the child finds it */
-  int watch;
+  int watch;   /* of that fifo */
 } made[DELIVERIES_MAX];
 static size_t made_count;
-static int folder = -1, watch = -1;
+static int folder = -1;
 static const char *run_place, *run_grant;
 
 char *deliver_entry(size_t at) { return at < made_count ? made[at].entry : NULL; }
-int deliver_watch(void) { return watch; }
+int deliver_watch(void) { return fifo_watch(); }
 
 static int digit(char byte) {
   if (byte >= 'A' && byte <= 'Z') return byte - 'A';
@@ -60,7 +55,7 @@ static bool decode(char *text, size_t *bytes) {
   return true;
 }
 
-static bool put(int fd, const char *value, size_t bytes) {
+bool vault_put(int fd, const char *value, size_t bytes) {
   while (bytes > 0) {
     ssize_t wrote = write(fd, value, bytes);
     if (wrote < 0 && errno == EINTR) continue;
@@ -74,7 +69,7 @@ static bool put(int fd, const char *value, size_t bytes) {
 static bool make_file(const char *name, const char *value, size_t bytes) {
   int fd = openat(folder, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
   if (fd < 0) return false;
-  bool good = fchmod(fd, 0600) == 0 && put(fd, value, bytes); /* the mask of the caller may take more away */
+  bool good = fchmod(fd, 0600) == 0 && vault_put(fd, value, bytes); /* the mask of the caller may take more away */
   int fault = errno;
   close(fd);
   errno = fault;
@@ -90,11 +85,9 @@ static bool make_fifo(struct delivery *one, const char *name, const char *path, 
   /* Open both ways, the pipe can be filled before anybody reads, and a reader does not wait for us to come. */
   one->fd = openat(folder, name, O_RDWR | O_NONBLOCK | O_NOFOLLOW | O_CLOEXEC);
   if (one->fd < 0) return false;
-  if (bytes > 4096) fcntl(one->fd, F_SETPIPE_SZ, (int)bytes); /* a user with many pipes is given small ones */
-  if (!put(one->fd, value, bytes)) return false;
-  /* The kernel says when it is opened; our own opening came before the watch. */
-  if (watch < 0) watch = inotify_init1(IN_CLOEXEC | IN_NONBLOCK);
-  one->watch = watch < 0 ? -1 : inotify_add_watch(watch, path, IN_OPEN);
+  fifo_size(one->fd, bytes);
+  if (!vault_put(one->fd, value, bytes)) return false;
+  one->watch = fifo_note(one->fd, path);
   return one->watch >= 0;
 }
 
@@ -110,18 +103,14 @@ static int free_number(void) {
 }
 
 static bool make_descriptor(struct delivery *one, const char *value, size_t bytes) {
-  /* By number: the wrapper is younger than some libcs. NOEXEC_SEAL is younger than some kernels. */
-  int fd = (int)syscall(SYS_memfd_create, "custody", MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_NOEXEC_SEAL);
-  if (fd < 0) fd = (int)syscall(SYS_memfd_create, "custody", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+  int fd = vault_unnamed(value, bytes);
   if (fd < 0) return false;
-  bool good = put(fd, value, bytes) && lseek(fd, 0, SEEK_SET) == 0 &&
-              fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_SEAL) == 0;
-  if (good) one->fd = fcntl(fd, F_DUPFD_CLOEXEC, OURS_FROM);
+  one->fd = fcntl(fd, F_DUPFD_CLOEXEC, OURS_FROM);
   int fault = errno;
   close(fd);
   errno = fault;
-  one->number = good ? free_number() : -1;
-  return good && one->fd >= 0 && one->number >= 0;
+  one->number = one->fd < 0 ? -1 : free_number();
+  return one->fd >= 0 && one->number >= 0;
 }
 
 static bool make_one(struct delivery *one, const char *key, char *name, char *value, size_t bytes) {
@@ -196,21 +185,17 @@ void deliver_passed(void) {
   }
 }
 
-void deliver_opened(void) {
-  _Alignas(struct inotify_event) char bytes[4096];
-  ssize_t got = read(watch, bytes, sizeof bytes);
-  for (ssize_t at = 0; at < got;) {
-    const struct inotify_event *event = (const struct inotify_event *)(bytes + at);
-    at += (ssize_t)(sizeof *event + event->len);
-    for (size_t i = 0; i < made_count; i++) {
-      struct delivery *one = &made[i];
-      if (one->watch != event->wd || one->fd < 0) continue;
-      const char *name = strrchr(one->entry, '/') + 1;
-      unlinkat(folder, name, 0);
-      shut(one); /* the last writer: the reader sees the end after the value */
-    }
+static void opened(int note) {
+  for (size_t i = 0; i < made_count; i++) {
+    struct delivery *one = &made[i];
+    if (one->watch != note || one->fd < 0) continue;
+    const char *name = strrchr(one->entry, '/') + 1;
+    unlinkat(folder, name, 0);
+    shut(one); /* the last writer: the reader sees the end after the value */
   }
 }
+
+void deliver_opened(void) { fifo_opened(opened); }
 
 void deliver_clear(void) {
   for (size_t i = 0; i < made_count; i++) {
@@ -219,8 +204,8 @@ void deliver_clear(void) {
     made[i].entry = NULL;
   }
   made_count = 0;
-  if (watch >= 0) close(watch);
+  fifo_unwatch();
   if (folder >= 0) close(folder);
   if (folder >= 0) memory_remove(run_place, run_grant);
-  watch = folder = -1;
+  folder = -1;
 }

@@ -4,6 +4,9 @@
 
 #include "frame.h"
 
+/* unistd.h declares it on some systems alone. */
+extern char **environ;
+
 /* Ours, without what the grant's `keep` and `drop` leave out, and what the grant gives, where it was received.
    The caller frees the array. NULL when memory is out or an `env` is no NAME=VALUE. */
 char **environment(const struct frame *granted, char *marker);

@@ -86,9 +86,9 @@ int put_request(const struct request *request, struct said *said);
 /* run.c: one run from request to exit code. */
 int run(const struct request *request);
 struct process;
-/* sweep.c: finds and ends every process that holds the grant's marker, and, where its pid is not 0, the keeper
-   with every descendant of it; then removes the grant's folder at `place`, where that is not NULL. */
-int sweep(const char *grant, int64_t grace_ms, const struct process *keeper, const char *place);
+/* sweep.c: finds and ends every process that holds the grant's marker, and, where their pids are not 0, keeper and
+   root with every descendant of each; then removes the grant's folder at `place`, where that is not NULL. */
+int sweep(const char *grant, int64_t grace_ms, const struct process *keeper, const struct process *root, const char *place);
 /* scan.c: finds every process that holds the marker of a run read from stdin and is not in its tree. */
 int scan(void);
 

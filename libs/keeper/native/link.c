@@ -1,14 +1,13 @@
 /* Owns the socket to the agent and the one buffer that ever holds credentials. */
 #include "keeper.h"
 #include "link.h"
+#include "socket.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -31,8 +30,7 @@ const char *link_path(void) { return address.sun_path; }
 
 static void in_lock(size_t bytes) {
   if (bytes <= in_locked) return;
-  /* Swap is disk. ONFAULT, because mlock would make all of it resident. Best effort: the limit may be lower. */
-  (void)mlock2(in, bytes, MLOCK_ONFAULT);
+  socket_lock(in, bytes);
   in_locked = bytes;
 }
 
@@ -45,7 +43,7 @@ void link_close(void) {
 
 int link_again(void) {
   link_close();
-  fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+  fd = socket_open();
   if (fd < 0) return errno;
   int fault = 0;
   /* EAGAIN here means that the listener's backlog is full, as when many runs start at once. */
@@ -57,10 +55,9 @@ int link_again(void) {
   }
   if (fault == 0 && !address_named) {
     /* Anyone may have put a socket at a well-known path: the kernel says who listens there. */
-    struct ucred peer;
-    socklen_t peer_bytes = sizeof peer;
-    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &peer_bytes) != 0) fault = errno;
-    else if (peer.uid != 0 && peer.uid != geteuid()) fault = EPERM;
+    uid_t peer;
+    if (!socket_peer(fd, &peer)) fault = errno;
+    else if (peer != 0 && peer != geteuid()) fault = EPERM;
   }
   if (fault != 0) link_close();
   in_ended = false;
@@ -95,8 +92,7 @@ bool link_send(int64_t wait_ms_max) {
   const unsigned char *at = frame_done(&left);
   int64_t until_boot_ms = NEVER;
   while (fd >= 0 && at != NULL && left > 0) {
-    /* MSG_NOSIGNAL: an agent that has gone is an error to handle, not a SIGPIPE. */
-    ssize_t sent = send(fd, at, left, MSG_NOSIGNAL);
+    ssize_t sent = socket_send(fd, at, left);
     if (sent >= 0) {
       at += sent;
       left -= (size_t)sent;
@@ -142,14 +138,4 @@ enum link_news link_next(struct frame *frame, enum frame_fault *fault) {
 void link_drop(const struct frame *frame) {
   explicit_bzero(in + in_from, frame->bytes);
   in_from += frame->bytes;
-}
-
-void link_wakes(bool on) {
-  if (fd < 0) return;
-  int flags = fcntl(fd, F_GETFL);
-  if (on) {
-    fcntl(fd, F_SETOWN, getpid());
-    fcntl(fd, F_SETSIG, SIGCONT);
-  }
-  fcntl(fd, F_SETFL, on ? flags | O_ASYNC : flags & ~O_ASYNC);
 }

@@ -22,7 +22,5 @@ void link_receive(void);
 enum link_news link_next(struct frame *frame, enum frame_fault *fault);
 /* Wipes the frame that link_next gave. */
 void link_drop(const struct frame *frame);
-/* A SIGCONT for whatever arrives: it wakes this process where job control has stopped it. */
-void link_wakes(bool on);
 
 #endif

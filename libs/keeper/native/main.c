@@ -46,13 +46,15 @@ static const char help_run[] =
     "executed; 127 when it is not found; 2 for a mistake in usage.\n";
 
 static const char help_sweep[] =
-    "Usage: custody-keeper sweep GRANT [--grace-ms N] [--keeper PID:START_TICKS] [--place FOLDER]\n"
+    "Usage: custody-keeper sweep GRANT [--grace-ms N] [--keeper PID:START_TICKS] [--root PID:START_TICKS]\n"
+    "                            [--place FOLDER]\n"
     "\n"
     "Finds every process that was started with CUSTODY_GRANT=GRANT and every descendant of one, and kills\n"
     "them until none is left: at once, or N ms after a TERM. Prints one line a process, `pid ppid start_ticks\n"
     "how name`, and then `empty BOOT_MS`. Exits 0 when empty, 1 when something could not be killed.\n"
     "\n"
     "  --keeper PID:START_TICKS  that keeper ends too, and so does every descendant of it\n"
+    "  --root PID:START_TICKS    so do the root of the run and every descendant of that\n"
     "  --place FOLDER            then the files of the run are removed from FOLDER\n";
 
 static const char help_all[] =
@@ -212,7 +214,7 @@ static bool process_named(const char *text, struct process *process) {
 static int main_sweep(int count, char **words) {
   const char *grant = NULL, *place = NULL;
   int64_t grace_ms = 0;
-  struct process keeper = {0};
+  struct process keeper = {0}, root = {0};
   for (int at = 0; at < count; at++) {
     if (strcmp(words[at], "--help") == 0 || strcmp(words[at], "-h") == 0) return print(help_sweep);
     if (strcmp(words[at], "--grace-ms") == 0) {
@@ -225,10 +227,10 @@ static int main_sweep(int count, char **words) {
       place = words[++at];
       continue;
     }
-    if (strcmp(words[at], "--keeper") == 0) {
-      const char *value = ++at < count ? words[at] : "";
-      if (process_named(value, &keeper)) continue;
-      say("--keeper wants PID:START_TICKS, as /proc/PID/stat has them");
+    if (strcmp(words[at], "--keeper") == 0 || strcmp(words[at], "--root") == 0) {
+      const char *flag = words[at], *value = ++at < count ? words[at] : "";
+      if (process_named(value, flag[2] == 'k' ? &keeper : &root)) continue;
+      say("%s wants PID:START_TICKS, as the keeper said them", flag);
       return EXIT_USAGE;
     }
     if (words[at][0] == '-' || grant != NULL) {
@@ -237,7 +239,9 @@ static int main_sweep(int count, char **words) {
     }
     grant = words[at];
   }
-  if (grant != NULL && *grant != '\0' && strlen(grant) <= GRANT_BYTES_MAX) return sweep(grant, grace_ms, &keeper, place);
+  if (grant != NULL && *grant != '\0' && strlen(grant) <= GRANT_BYTES_MAX) {
+    return sweep(grant, grace_ms, &keeper, &root, place);
+  }
   say("sweep wants a grant id of 1 to %d bytes", GRANT_BYTES_MAX);
   return EXIT_USAGE;
 }

@@ -1,6 +1,7 @@
-/* Owns the folder that a run's files stand in: on memory, for one user, gone with the tree. */
+/* Owns the folder that a run's files stand in: for one user, gone with the tree. */
 #include "keeper.h"
 #include "memory.h"
+#include "vault.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -9,35 +10,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <sys/vfs.h>
 #include <unistd.h>
 
-#define TMPFS_TYPE 0x01021994 /* statfs(2); <linux/magic.h> is not everywhere */
-#define RAMFS_TYPE 0x858458f6
 #define DEPTH_MAX 16
 #define FOLDER_BYTES_MAX (PLACE_BYTES_MAX + sizeof "/custody-" + GRANT_BYTES_MAX)
-
-static bool is_memory(int fd) {
-  struct statfs about;
-  if (fstatfs(fd, &about) != 0) return false;
-  return (unsigned long)about.f_type == TMPFS_TYPE || (unsigned long)about.f_type == RAMFS_TYPE;
-}
-
-static bool usable(const char *place) {
-  size_t bytes = place == NULL ? 0 : strlen(place);
-  if (bytes == 0 || bytes > PLACE_BYTES_MAX || place[0] != '/') return false;
-  int fd = open(place, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (fd < 0) return false;
-  bool good = is_memory(fd) && faccessat(fd, ".", W_OK | X_OK, AT_EACCESS) == 0;
-  close(fd);
-  return good;
-}
-
-const char *memory_place(void) {
-  const char *runtime = getenv("XDG_RUNTIME_DIR");
-  if (usable(runtime)) return runtime;
-  return usable("/dev/shm") ? "/dev/shm" : NULL;
-}
 
 static bool path_of(char path[FOLDER_BYTES_MAX], const char *place, const char *grant) {
   int bytes = snprintf(path, FOLDER_BYTES_MAX, "%s/custody-%s", place, grant);
@@ -53,8 +29,8 @@ int memory_make(const char *place, const char *grant) {
   umask(mask);
   if (made != 0) return -1; /* EEXIST too: in a shared folder somebody else may have been first */
   int fd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-  if (fd >= 0 && is_memory(fd)) return fd;
-  int fault = fd < 0 ? errno : EMEDIUMTYPE;
+  if (fd >= 0 && vault_holds(fd)) return fd;
+  int fault = fd < 0 ? errno : ENOTSUP;
   if (fd >= 0) close(fd);
   rmdir(path);
   errno = fault;
@@ -86,7 +62,7 @@ bool memory_remove(const char *place, const char *grant) {
   int fd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
   if (fd < 0) return errno == ENOENT;
   struct stat about;
-  bool ours = fstat(fd, &about) == 0 && is_memory(fd);
+  bool ours = fstat(fd, &about) == 0 && vault_holds(fd);
   uid_t uid = geteuid();
   /* The place is the word of a process of that user. With no more than the owner's rights, a sweep by root
      can remove nothing that the owner could not have. */

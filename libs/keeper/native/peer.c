@@ -1,4 +1,9 @@
-/* Owns what Node cannot ask the kernel for: who is at the other end of a Unix socket, the boot-time clock, no core dumps. */
+/* Owns what Node cannot ask the kernel for: who is at the other end of a Unix socket, what a process is, the boot-time
+   clock, no core dumps. */
+#include "keeper.h"
+
+#include "proc.h"
+
 #include <node_api.h>
 
 #include <errno.h>
@@ -72,6 +77,31 @@ static napi_value peer(napi_env env, napi_callback_info info) {
   return result;
 }
 
+static bool put_flag(napi_env env, napi_value object, const char *name, bool flag) {
+  napi_value value;
+  return napi_get_boolean(env, flag, &value) == napi_ok && napi_set_named_property(env, object, name, value) == napi_ok;
+}
+
+/* Undefined where there is no such process. */
+static napi_value process(napi_env env, napi_callback_info info) {
+  size_t count = 1;
+  napi_value argument, result, start;
+  int32_t pid = 0;
+  struct process found;
+  if (napi_get_cb_info(env, info, &count, &argument, NULL, NULL) != napi_ok || count != 1 ||
+      napi_get_value_int32(env, argument, &pid) != napi_ok) {
+    return throw_code(env, "EINVAL", "process wants a pid");
+  }
+  if (pid < 1 || !process_read(pid, &found)) return NULL;
+  if (napi_create_object(env, &result) != napi_ok || !put(env, result, "ppid", found.ppid) ||
+      !put_flag(env, result, "alive", found.alive) || !put_flag(env, result, "stopped", found.stopped) ||
+      napi_create_bigint_uint64(env, found.start_ticks, &start) != napi_ok ||
+      napi_set_named_property(env, result, "startTicks", start) != napi_ok) {
+    return throw_code(env, "ENOMEM", "process could not make its answer");
+  }
+  return result;
+}
+
 static napi_value boot_time_ms(napi_env env, napi_callback_info info) {
   (void)info;
   double ms;
@@ -104,6 +134,8 @@ NAPI_MODULE_INIT() {
   napi_value function;
   if (napi_create_function(env, "peer", NAPI_AUTO_LENGTH, peer, NULL, &function) != napi_ok ||
       napi_set_named_property(env, exports, "peer", function) != napi_ok ||
+      napi_create_function(env, "process", NAPI_AUTO_LENGTH, process, NULL, &function) != napi_ok ||
+      napi_set_named_property(env, exports, "process", function) != napi_ok ||
       napi_create_function(env, "bootTimeMs", NAPI_AUTO_LENGTH, boot_time_ms, NULL, &function) != napi_ok ||
       napi_set_named_property(env, exports, "bootTimeMs", function) != napi_ok ||
       napi_create_function(env, "undumpable", NAPI_AUTO_LENGTH, undumpable, NULL, &function) != napi_ok ||

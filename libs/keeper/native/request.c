@@ -3,7 +3,7 @@
 
 #include "containment.h"
 #include "frame.h"
-#include "memory.h"
+#include "vault.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -91,7 +91,7 @@ int put_request(const struct request *request, struct said *said) {
     if (!put_env_file(request->env_files[i])) return EXIT_USAGE;
   }
   if (!put_manifest(request, &said->manifest)) return EXIT_USAGE;
-  said->place = said->manifest || wants_folder(request) ? memory_place() : NULL;
+  said->place = said->manifest || wants_folder(request) ? vault_place() : NULL;
   if (said->place != NULL) frame_text("place", said->place);
   const char *parent = getenv("CUSTODY_GRANT"), *trace = getenv("TRACEPARENT");
   if (parent != NULL && *parent != '\0') frame_text("parent", parent);

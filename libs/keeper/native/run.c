@@ -16,7 +16,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -25,11 +24,12 @@
 #define DELIVER_MS_MAX 2000
 #define PASS_MS_MIN 5
 #define PASS_MS_MAX 200
+#define ANCESTORS_MAX 4096
 #define SEND_MS_MAX 100 /* after the request our frames are small: an agent that takes none is as good as gone */
 
 static const struct request *request;
 static struct inherited inherited;
-static int signals; /* the signalfd */
+static int signals; /* readable when one has come */
 
 static char grant[GRANT_BYTES_MAX + 1];
 static int64_t ceiling_boot_ms;
@@ -67,10 +67,9 @@ static bool prepare(void) {
   for (int fd = 0; fd <= 2; fd++) {
     if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", O_RDWR | O_CLOEXEC) < 0) return false;
   }
-  /* Blocked first, so that none is lost between here and the signalfd. */
+  /* Held first, so that none is lost from here on. */
   signals = signals_open(&inherited);
-  /* No core dump, no ptrace and no /proc/PID/mem or environ for anyone but root. */
-  prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
+  keeper_hide();
   terminal_note();
   return signals >= 0 && alarm_open() && containment.prepare();
 }
@@ -107,7 +106,7 @@ static bool on_path(const char *name) {
   const char *path = getenv("PATH");
   if (path == NULL || strchr(name, '/') != NULL) return true;
   for (const char *at = path, *end; *at != '\0'; at = *end == ':' ? end + 1 : end) {
-    end = strchrnul(at, ':');
+    end = at + strcspn(at, ":");
     char file[4096];
     int bytes = snprintf(file, sizeof file, "%.*s/%s", (int)(end - at), at, name);
     if (bytes > 0 && (size_t)bytes < sizeof file && access(file, F_OK) == 0) return true;
@@ -178,6 +177,7 @@ static int start(const struct frame *granted) {
   if (pid < 0) return cannot_run(fault, executing);
   process_read(pid, &root); /* a child that has ended stays readable until it is reaped */
   root.pid = rows.root = pid;
+  containment.hold(&root, grant);
   frame_begin("started");
   frame_print("pid", "%d", (int)root.pid);
   frame_print("start_ticks", "%llu", (unsigned long long)root.start_ticks);
@@ -228,9 +228,8 @@ static int hear_answer(void) {
 
 /* A signal while there is no child yet does to us what it would do to any program; 0 or the exit code. */
 static int before_start(int signal) {
-  struct sigaction action;
   if (signal == SIGCONT || signal == SIGCHLD || signal == SIGWINCH || signal == SIGURG) return 0;
-  if (sigaction(signal, NULL, &action) == 0 && action.sa_handler == SIG_IGN) return 0; /* as under nohup */
+  if (signal_ignored(signal)) return 0; /* as under nohup */
   if (signal != SIGTSTP && signal != SIGTTIN && signal != SIGTTOU) return signal_die(signal), 128 + signal;
   stop_self();
   return 0;
@@ -241,11 +240,11 @@ static int ask(void) {
   for (;;) {
     alarm_at(silent_boot_ms);
     struct pollfd ready[2] = {{.fd = signals, .events = POLLIN}, {.fd = link_fd(), .events = POLLIN}};
-    poll(ready, 2, -1);
-    struct signalfd_siginfo info;
-    while (ready[0].revents != 0 && read(signals, &info, sizeof info) == (ssize_t)sizeof info) {
-      bool own = info.ssi_code == SI_USER && (pid_t)info.ssi_pid == getpid(); /* the SIGPIPE of a closed stderr */
-      int code = own ? 0 : before_start((int)info.ssi_signo);
+    signals_wait(ready, 2);
+    struct heard heard;
+    while (ready[0].revents != 0 && signals_next(&heard)) {
+      bool own = heard.sender == getpid(); /* the SIGPIPE of a closed stderr */
+      int code = own ? 0 : before_start(heard.signal);
       if (code != 0) return code;
     }
     int code = ready[1].revents != 0 ? hear_answer() : 0;
@@ -316,15 +315,16 @@ static void collect(siginfo_t *dead) {
   root_end = (struct row){.how = how, .how_number = dead->si_status};
 }
 
-/* Takes in every child that has ended or stopped; true when the kernel has none left. */
+/* Takes in every child that has ended or stopped; true when nobody is left. */
 static bool reap(void) {
-  bool before = root_gone;
+  bool before = root_gone, none = false;
   for (;;) {
     siginfo_t info = {0};
     /* Not collected yet: until then /proc still tells of it. */
     if (waitid(P_ALL, 0, &info, WEXITED | WSTOPPED | WCONTINUED | WNOHANG | WNOWAIT) != 0) {
       if (errno == EINTR) continue;
-      return true; /* ECHILD: as a subreaper, no descendant is left */
+      none = true; /* ECHILD */
+      break;
     }
     if (info.si_pid == 0) break;
     if (info.si_code == CLD_EXITED || info.si_code == CLD_KILLED || info.si_code == CLD_DUMPED) {
@@ -336,6 +336,7 @@ static bool reap(void) {
       root_stopped = news == WSTOPPED;
     }
   }
+  if (none && containment.empty()) return true;
   if (root_gone && !before) {
     rows.surviving = true;
     survivors = waits && cause == NULL ? act(ACT_LOOK) : end_tree("exit", grace_ms);
@@ -346,15 +347,24 @@ static bool reap(void) {
 
 /* --- signals ---------------------------------------------------------------------------------- */
 
-static void forward(const struct signalfd_siginfo *info) {
-  int signal = (int)info->ssi_signo;
+/* Sent by a process of our own tree: it was meant for the whole group, or for us alone. */
+static bool is_inner(const struct heard *heard) {
+  struct process process = {.ppid = heard->sender};
+  for (int steps = 0; heard->origin == ORIGIN_PROCESS && steps < ANCESTORS_MAX; steps++) {
+    if (process.ppid == getpid()) return true;
+    if (process.ppid <= 1 || !process_read(process.ppid, &process)) return false;
+  }
+  return false;
+}
+
+static void forward(const struct heard *heard) {
+  int signal = heard->signal;
   bool asks_to_end = signal == SIGINT || signal == SIGTERM || signal == SIGHUP || signal == SIGQUIT;
-  struct sigaction action;
-  if (sigaction(signal, NULL, &action) == 0 && action.sa_handler == SIG_IGN) asks_to_end = false; /* under nohup */
-  if (info->ssi_code == SI_USER && (pid_t)info->ssi_pid == getpid()) return; /* stop.c; the SIGPIPE of a closed stderr */
+  if (signal_ignored(signal)) asks_to_end = false; /* under nohup */
+  if (heard->sender == getpid()) return; /* stop.c; the SIGPIPE of a closed stderr */
   /* `kill 0`, as vim says it to stop: the root is in our group and has had it. What the tree sends us alone, it
      would without us have sent its caller. */
-  if (signal_is_inner(info)) return;
+  if (is_inner(heard)) return;
   siginfo_t dead = {0};
   if (!root_gone && waitid(P_PID, (id_t)root.pid, &dead, WEXITED | WNOHANG | WNOWAIT) == 0 && dead.si_pid != 0) {
     if (asks_to_end) waits = false; /* the word for the root came after it: it is for what the root left behind */
@@ -367,30 +377,26 @@ static void forward(const struct signalfd_siginfo *info) {
   }
   bool with_us = getpgid(root.pid) == getpgrp();
   if (signal == SIGCONT) {
-    if (info->ssi_code == SI_TIMER || info->ssi_code > 0) return; /* the alarm; link_wakes */
+    if (heard->origin != ORIGIN_PROCESS) return; /* the alarm; link_wakes */
     struct process now;
     bool had = root_stopped && with_us && process_read(root.pid, &now) && !now.stopped;
     root_stopped = false;
     terminal_return();
     if (had) return; /* a shell continues the whole group at once, and the root is in it */
     if (!with_us) kill(-getpgid(root.pid), SIGCONT); /* the whole job, as the shell would if it saw this group */
-  } else if (info->ssi_code == SI_KERNEL && with_us && (signal != SIGHUP || getsid(0) != getpid())) {
+  } else if (heard->origin == ORIGIN_TERMINAL && with_us && (signal != SIGHUP || getsid(0) != getpid())) {
     return; /* from the terminal, to the whole foreground group: the root has had it. Only a hang-up is for the
                leader of the session alone, which the root would be without us. */
   }
-  signal_pass(info, root.pid);
+  signal_pass(heard, root.pid);
 }
 
 /* True when a child has changed. */
 static bool hear_signals(void) {
   bool child = false;
-  struct signalfd_siginfo info[8];
-  for (ssize_t got; (got = read(signals, info, sizeof info)) > 0;) {
-    for (size_t i = 0; i < (size_t)got / sizeof *info; i++) {
-      if (info[i].ssi_signo == SIGCHLD) child = true;
-      if (info[i].ssi_signo != SIGCHLD || info[i].ssi_code <= 0) forward(&info[i]);
-    }
-    if ((size_t)got < sizeof info) break;
+  for (struct heard heard; signals_next(&heard);) {
+    if (heard.signal == SIGCHLD) child = true;
+    if (heard.signal != SIGCHLD || heard.origin == ORIGIN_PROCESS) forward(&heard);
   }
   return child;
 }
@@ -485,12 +491,15 @@ static void supervise(void) {
   hear_agent(); /* an `end` may have come in one read with the grant */
   for (;;) {
     keep_time();
-    struct pollfd ready[3] = {{.fd = signals, .events = POLLIN},
+    struct pollfd ready[4] = {{.fd = signals, .events = POLLIN},
                               {.fd = link_fd(), .events = POLLIN},
-                              {.fd = deliver_watch(), .events = POLLIN}};
-    poll(ready, 3, -1);
+                              {.fd = deliver_watch(), .events = POLLIN},
+                              {.fd = containment.watch(), .events = POLLIN}};
+    signals_wait(ready, 4);
     if (ready[2].revents != 0) deliver_opened();
-    if (ready[0].revents != 0 && hear_signals() && reap()) return;
+    if (ready[3].revents != 0) containment.hear();
+    bool changed = ready[0].revents != 0 && hear_signals();
+    if ((changed || ready[3].revents != 0) && reap()) return;
     if (ready[1].revents != 0) hear_agent();
     if (!root_stopped || cause != NULL || !attached) continue;
     terminal_leave();

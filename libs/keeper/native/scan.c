@@ -4,12 +4,9 @@
 #include "proc.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #define RUNS_MAX 4096
 #define RUN_BYTES 64
@@ -25,58 +22,12 @@ struct open_run {
 static struct open_run *runs;
 static size_t runs_count;
 
-static const struct open_run *run_of_grant(const char *grant) {
+static bool is_open(const char *grant, void *with) {
+  const struct open_run **found = with;
   for (size_t i = 0; i < runs_count; i++) {
-    if (strcmp(runs[i].grant, grant) == 0) return &runs[i];
+    if (strcmp(runs[i].grant, grant) == 0) return *found = &runs[i], true;
   }
-  return NULL;
-}
-
-/* The run whose marker stands in the initial environment. */
-static const struct open_run *run_marked(pid_t pid) {
-  static const char name[] = "CUSTODY_GRANT=";
-  char path[64], text[4096], grant[GRANT_BYTES_MAX + 1];
-  snprintf(path, sizeof path, "/proc/%d/environ", (int)pid);
-  int fd = open(path, O_RDONLY | O_CLOEXEC);
-  if (fd < 0) return NULL;
-  const struct open_run *found = NULL;
-  size_t at = 0; /* in the entry */
-  bool possible = true;
-  for (ssize_t got; found == NULL && (got = read(fd, text, sizeof text)) > 0;) {
-    for (ssize_t i = 0; i < got && found == NULL; i++) {
-      size_t value = at - (sizeof name - 1);
-      if (text[i] == '\0') {
-        if (possible && at > sizeof name - 1) grant[value] = '\0', found = run_of_grant(grant);
-        at = 0, possible = true;
-        continue;
-      }
-      if (at < sizeof name - 1) possible = possible && text[i] == name[at];
-      else if (possible && value < GRANT_BYTES_MAX) grant[value] = text[i];
-      else possible = false;
-      at++;
-    }
-  }
-  close(fd);
-  return found;
-}
-
-/* The path in the v2 hierarchy, as this process sees it; empty where there is none. */
-static void group_of(pid_t pid, char *group, size_t bytes) {
-  char path[64], text[8192];
-  group[0] = '\0';
-  snprintf(path, sizeof path, "/proc/%d/cgroup", (int)pid);
-  int fd = open(path, O_RDONLY | O_CLOEXEC);
-  if (fd < 0) return;
-  ssize_t got = read(fd, text, sizeof text - 1);
-  close(fd);
-  if (got <= 0) return;
-  text[got] = '\0';
-  char *line = strncmp(text, "0::", 3) == 0 ? text : strstr(text, "\n0::");
-  if (line == NULL) return;
-  line += *line == '\n' ? 4 : 3;
-  line[strcspn(line, "\n")] = '\0';
-  snprintf(group, bytes, "%s", line);
-  blank_controls(group, strlen(group));
+  return false;
 }
 
 /* In the run's own tree, or in a group below it: that of a run inside this one. */
@@ -103,21 +54,20 @@ static enum descent descends(const struct process *process, const struct process
 static void visit(pid_t pid, void *with) {
   (void)with;
   struct process process;
-  char group[4096], path[64];
-  struct stat owner;
-  const struct open_run *run = run_marked(pid);
-  if (run == NULL) return;
+  char group[4096];
+  uid_t owner;
+  const struct open_run *run = NULL;
+  if (!process_marked(pid, is_open, &run)) return;
   enum descent descent = DESCENT_BROKEN;
   for (int look = 0; look < LOOKS_MAX && descent == DESCENT_BROKEN; look++) {
     if (!process_read(pid, &process) || !process.alive) return;
     descent = descends(&process, &run->keeper);
   }
-  group_of(pid, group, sizeof group);
+  process_group_path(pid, group, sizeof group);
   if (descent == DESCENT_YES || in_group(run, group)) return;
-  snprintf(path, sizeof path, "/proc/%d", (int)pid);
-  if (stat(path, &owner) != 0) return;
+  if (!process_owner(pid, &owner)) return;
   printf("%s\t%d\t%d\t%llu\t%lu\t%s\t%s\n", run->grant, (int)process.pid, (int)process.ppid,
-         (unsigned long long)process.start_ticks, (unsigned long)owner.st_uid, group, process.name);
+         (unsigned long long)process.start_ticks, (unsigned long)owner, group, process.name);
 }
 
 /* One run a line: `GRANT RUN PID START_TICKS`. */
@@ -141,8 +91,8 @@ int scan(void) {
     say("scan wants one run a line on its standard input, `GRANT RUN KEEPER_PID START_TICKS`, at most %d", RUNS_MAX);
     return EXIT_USAGE;
   }
-  if (runs_count > 0 && !each_number("/proc", visit, NULL)) {
-    say("cannot read /proc: %s", strerror(errno));
+  if (runs_count > 0 && !each_process(visit, NULL)) {
+    say("cannot list the processes: %s", strerror(errno));
     return 1;
   }
   return fflush(stdout) == 0 ? 0 : 1;

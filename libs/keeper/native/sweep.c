@@ -5,7 +5,6 @@
 #include "proc.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <poll.h>
 #include <stdio.h>
 #include <string.h>
@@ -14,8 +13,7 @@
 #define PASS_MS 10
 #define KILL_MS_MAX 2000 /* what a KILL has not ended by then is stuck in the kernel, or not ours to end */
 
-static char marker[sizeof "CUSTODY_GRANT=" + GRANT_BYTES_MAX];
-static size_t marker_bytes; /* with its NUL */
+static char marked[GRANT_BYTES_MAX + 1]; /* the grant */
 
 /* What is to die. Once in, a process stays in, whoever becomes its parent. */
 static struct row doomed[PROCESSES_MAX];
@@ -41,34 +39,17 @@ static bool doomed_parent(pid_t ppid) {
   return false;
 }
 
-/* Reads /proc/PID/environ, the environment as exec got it, and looks for the marker as one whole entry. */
-static bool holds_marker(pid_t pid) {
-  char path[64], text[4096];
-  snprintf(path, sizeof path, "/proc/%d/environ", (int)pid);
-  int fd = open(path, O_RDONLY | O_CLOEXEC);
-  if (fd < 0) return false;
-  size_t same = 0; /* bytes of the marker seen since the entry began */
-  bool possible = true, found = false;
-  for (ssize_t got; !found && (got = read(fd, text, sizeof text)) > 0;) {
-    for (ssize_t i = 0; i < got && !found; i++) {
-      possible = possible && text[i] == marker[same];
-      if (possible) same++;
-      found = possible && same == marker_bytes;
-      if (text[i] == '\0') same = 0, possible = true;
-    }
-  }
-  close(fd);
-  return found;
-}
+static bool is_ours(const char *grant, void *with) { return strcmp(grant, with) == 0; }
+static bool holds_marker(pid_t pid) { return process_marked(pid, is_ours, marked); }
 
-static void send_to(int pidfd, struct row *row) {
+static void send_to(int handle, struct row *row) {
   int fault = 0;
   if (pass_signal == SIGTERM && row->sent == 0) {
-    fault = pidfd_signal(pidfd, SIGTERM);
-    pidfd_signal(pidfd, SIGCONT);
+    fault = process_signal(handle, &row->process, SIGTERM);
+    process_signal(handle, &row->process, SIGCONT);
     if (fault == 0) row->sent |= SENT_TERM;
   } else if (pass_signal != SIGTERM) {
-    fault = pidfd_signal(pidfd, pass_signal);
+    fault = process_signal(handle, &row->process, pass_signal);
     if (fault == 0 && pass_signal == SIGKILL) row->sent |= SENT_KILL;
   }
   if (fault == EPERM) refusal = fault;
@@ -81,26 +62,26 @@ static void visit(pid_t pid, void *with) {
   if (pid == getpid() || !process_read(pid, &process) || !process.alive) return;
   struct row *row = doomed_at(&process);
   if (row == NULL && !holds_marker(pid) && !doomed_parent(process.ppid)) return;
-  /* Opened, and only then looked at again: what the pidfd holds is what is judged, whatever the pid became. */
-  int pidfd = pidfd_open_of(pid);
-  if (pidfd < 0) return;
+  /* Opened, and only then looked at again: what the handle holds is what is judged, whatever the pid became. */
+  int handle = process_open(pid);
+  if (handle < 0) return;
   struct process again;
   bool same = process_read(pid, &again) && again.alive && again.start_ticks == process.start_ticks &&
-              (row != NULL || holds_marker(pid) || doomed_parent(again.ppid)) && pidfd_signal(pidfd, 0) != ESRCH;
+              (row != NULL || holds_marker(pid) || doomed_parent(again.ppid)) && process_signal(handle, &again, 0) != ESRCH;
   if (same && row == NULL && doomed_count < PROCESSES_MAX) {
     row = &doomed[doomed_count++];
     *row = (struct row){.process = again};
     found_new++;
   }
   if (same) living++;
-  if (same && row != NULL) send_to(pidfd, row);
-  close(pidfd);
+  if (same && row != NULL) send_to(handle, row);
+  process_close(handle);
 }
 
 static bool pass(int signal) {
   living = found_new = 0;
   pass_signal = signal;
-  return each_number("/proc", visit, NULL);
+  return each_process(visit, NULL);
 }
 
 static void print_dead(void) {
@@ -121,17 +102,18 @@ static void print_dead(void) {
   }
 }
 
-/* A keeper that is stopped, or does not do its work: doomed from the start, and by its ancestry whatever it holds. */
-static void doom_keeper(const struct process *keeper) {
+/* A keeper that is stopped, or does not do its work; the root of one that is gone, where the kernel does not end that
+   with it. Doomed from the start, and by its ancestry whatever it holds. */
+static void doom(const struct process *named) {
   struct process now;
-  if (keeper->pid == 0 || !process_read(keeper->pid, &now) || now.start_ticks != keeper->start_ticks) return;
+  if (named->pid == 0 || !process_read(named->pid, &now) || now.start_ticks != named->start_ticks) return;
   doomed[doomed_count++] = (struct row){.process = now};
 }
 
-int sweep(const char *grant, int64_t grace_ms, const struct process *keeper, const char *place) {
-  doom_keeper(keeper);
-  int bytes = snprintf(marker, sizeof marker, "CUSTODY_GRANT=%s", grant);
-  marker_bytes = (size_t)bytes + 1;
+int sweep(const char *grant, int64_t grace_ms, const struct process *keeper, const struct process *root, const char *place) {
+  doom(keeper);
+  doom(root);
+  snprintf(marked, sizeof marked, "%s", grant);
   int64_t kill_boot_ms = boot_ms() + grace_ms;
   living = grace_ms > 0;
   while (living > 0 && boot_ms() < kill_boot_ms) {
@@ -146,7 +128,7 @@ int sweep(const char *grant, int64_t grace_ms, const struct process *keeper, con
     do read = pass(SIGSTOP);
     while (read && found_new > 0 && boot_ms() < give_up_boot_ms);
     if (!read) {
-      say("cannot read /proc: %s", strerror(errno));
+      say("cannot list the processes: %s", strerror(errno));
       return 1;
     }
     if (living == 0) break;

@@ -27,6 +27,8 @@ void terminal_note(void) {
   if (foreground) settings_known = tcgetattr(terminal, &settings) == 0;
 }
 
+bool terminal_ours(void) { return terminal >= 0 && tcgetpgrp(terminal) == getpgrp(); }
+
 /* tcsetpgrp stops who calls it from the background with a SIGTTOU, unless that is blocked: it is. */
 static void take(pid_t group) { (void)tcsetpgrp(terminal, group); }
 

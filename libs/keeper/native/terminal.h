@@ -6,6 +6,8 @@
 
 /* Before the child exists: whose the terminal is, and how it is set. */
 void terminal_note(void);
+/* Whether our group has it in the foreground now. */
+bool terminal_ours(void);
 /* Before the keeper stops with its root: the terminal goes back to the group that it was received with. */
 void terminal_leave(void);
 /* When it goes on in the foreground: the group of the tree that had the terminal gets it again. */

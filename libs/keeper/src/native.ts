@@ -11,8 +11,20 @@ export interface Peer {
   readonly gid: number;
 }
 
+/** What the kernel says of a process at this moment. */
+export interface ProcessInfo {
+  readonly ppid: number;
+  /** As the keeper says it: with the pid it names a process for ever. */
+  readonly startTicks: string;
+  /** False for one that has died and that its parent has not collected. */
+  readonly alive: boolean;
+  /** By job control or a tracer. */
+  readonly stopped: boolean;
+}
+
 interface Addon {
   peer(fd: number): Peer;
+  process(pid: number): (Omit<ProcessInfo, 'startTicks'> & { readonly startTicks: bigint }) | undefined;
   bootTimeMs(): number;
   undumpable(): void;
 }
@@ -59,6 +71,12 @@ export function peerOf(fd: number): Peer {
       cause,
     });
   }
+}
+
+/** Undefined where there is no such process. @throws KeeperError `not_built`. */
+export function processOf(pid: number): ProcessInfo | undefined {
+  const found = addon().process(pid);
+  return found && { ...found, startTicks: String(found.startTicks) };
 }
 
 /** Milliseconds, with fractions, on the clock that ceilings are on: it counts suspends, and nobody sets it. */

@@ -4,16 +4,18 @@ import { KeeperError } from './error.ts';
 import { parseProcRow, type ProcRow } from './frames.ts';
 import { keeperPath } from './native.ts';
 
-/** A keeper that its run can no longer rely on. The start time keeps a stranger of the same pid out of it. */
+/** A process by its name for ever: the start time keeps a stranger of the same pid out of it. */
 export interface KeeperProcess {
   readonly pid: number;
-  /** Field 22 of /proc/PID/stat. */
+  /** As the keeper says it: field 22 of /proc/PID/stat; on macOS microseconds. */
   readonly startTicks: string;
 }
 
 export interface SweepOptions {
   /** It ends too, and so does every descendant of it, marker or not. */
   readonly keeper?: KeeperProcess | undefined;
+  /** The run's root and every descendant of it end too. On Linux it died with its keeper. */
+  readonly root?: KeeperProcess | undefined;
   /** Between TERM and KILL. Default 0: KILL at once. */
   readonly graceMs?: number;
   /** Where the files of this grant's run stand, as its keeper said: they are removed. Default: nowhere. */
@@ -40,9 +42,10 @@ const slackMs = 30_000; // a sweep gives up by itself 2 s after its grace
  * @throws KeeperError `not_built`; `sweep_failed` when the sweep could not run to its end.
  */
 export async function sweep(grant: string, options: SweepOptions = {}): Promise<SweepResult> {
-  const { graceMs = 0, keeper, place, program = keeperPath() } = options;
+  const { graceMs = 0, keeper, root, place, program = keeperPath() } = options;
   const too = [
     ...(keeper === undefined ? [] : ['--keeper', `${keeper.pid}:${keeper.startTicks}`]),
+    ...(root === undefined ? [] : ['--root', `${root.pid}:${root.startTicks}`]),
     ...(place === undefined ? [] : ['--place', place]),
   ];
   const limits = { encoding: 'buffer', maxBuffer: outputBytesMax, timeout: graceMs + slackMs } as const;

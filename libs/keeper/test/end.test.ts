@@ -7,7 +7,7 @@ import { afterEach, describe, expect, it } from 'vitest';
 import { fieldAll, number, parseProcRow, text, type Frame } from '../src/frames.ts';
 import { bootTimeMs } from '../src/native.ts';
 import { sweep } from '../src/sweep.ts';
-import { builds, release, variant } from './builds.ts';
+import { keepers, kqueue, release, variant, type Build } from './builds.ts';
 import {
   alive,
   children,
@@ -41,9 +41,10 @@ function holders(grant: string): number[] {
 }
 
 /** Starts `sh -c script` under a grant and waits until it runs. */
-async function running(keeper: string, agent: FakeAgent, script: string, grant: GrantToSend = {}) {
+async function running(build: Build, agent: FakeAgent, script: string, grant: GrantToSend = {}) {
   const id = nextGrant();
-  const run = Keeper.run({ keeper, agent, command: ['sh', '-c', script] });
+  const { keeper, path } = build;
+  const run = Keeper.run({ keeper, agent, command: ['sh', '-c', script], env: { PATH: path } });
   const link = await agent.link();
   await link.expect('request');
   link.grant({ grant: id, ...grant });
@@ -59,19 +60,30 @@ const end = (link: Link, cause: string, graceMs: number) =>
     ['grace_ms', graceMs],
   ]);
 
-// A double fork, out of the session, with a name and an environment of its own: only ancestry leads to it.
-const daemon = (after: string) => `(setsid env -i sh -c 'echo daemon=$$; exec sleep 300' &) ; ${after}`;
+// A double fork, out of the session, with a name and an environment of its own: only ancestry leads to it. Without a
+// subreaper the fork between must be seen while it lives.
+const daemon = (after: string, { containment, path }: Build) =>
+  `(setsid env -i PATH='${path}' sh -c 'echo daemon=$$; exec sleep 300' &${containment === 'kqueue' ? ' sleep 0.2' : ''}) ; ${after}`;
 
-describe.each([...builds, ...(variant === undefined ? [] : [variant])])(
+describe.each([...keepers, ...(variant === undefined ? [] : [variant])])(
   'the end of a tree ($name)',
-  ({ keeper: program }) => {
+  (build) => {
+    const { keeper: program, containment } = build;
     it('a daemon that double-forked, left its session and dropped the marker dies with its root, and is accounted for', async () => {
       await using agent = await FakeAgent.start();
-      const { run, link, root } = await running(program, agent, daemon('exec sleep 300'), { graceMs: 5000 });
+      const { run, link, root } = await running(build, agent, daemon('exec sleep 300', build), {
+        graceMs: 5000,
+      });
       await using _ = run;
       const left = Number((await run.says(/daemon=([0-9]+)\n/))[1]);
       await until(() => readFileSync(`/proc/${left}/comm`, 'latin1') === 'sleep\n', 'the daemon runs');
+      if (containment === 'kqueue')
+        await until(
+          () => processOf(left)?.ppid !== root.pid && children(root.pid).length === 0,
+          'its parent is gone',
+        );
       const ticks = processOf(left)?.startTicks;
+      const init = processOf(left)?.ppid;
       process.kill(root.pid, 'SIGUSR1');
       const ended = await link.expect('ended');
       expect(alive(left)).toBe(false);
@@ -79,7 +91,7 @@ describe.each([...builds, ...(variant === undefined ? [] : [variant])])(
       expect(text(ended, 'root_status')).toBe(`signal:${constants.signals.SIGUSR1}`);
       expect(number(ended, 'survivors')).toBe(1);
       expect(rows(ended).find(({ pid }) => pid === left)).toMatchObject({
-        ...{ ppid: run.pid, startTicks: ticks, how: { kind: 'killed', number: 15 }, name: 'sleep' },
+        ...{ ppid: containment === 'kqueue' ? init : run.pid, startTicks: ticks, how: { kind: 'killed', number: 15 }, name: 'sleep' },
         survivor: true,
       });
       expect(rows(ended)).toHaveLength(2);
@@ -90,7 +102,7 @@ describe.each([...builds, ...(variant === undefined ? [] : [variant])])(
     it('what ignores TERM is dead when ceiling and grace have passed, and not before the ceiling', async () => {
       await using agent = await FakeAgent.start();
       const from = bootTimeMs();
-      const { run, link, root } = await running(program, agent, `trap '' TERM; sleep 300 & wait; sleep 300`, {
+      const { run, link, root } = await running(build, agent, `trap '' TERM; sleep 300 & wait; sleep 300`, {
         ceilingInMs: 300,
         graceMs: 200,
       });
@@ -109,9 +121,9 @@ describe.each([...builds, ...(variant === undefined ? [] : [variant])])(
     it('a revocation without grace kills at once, whatever the tree does', async () => {
       await using agent = await FakeAgent.start();
       const { run, link, root, id } = await running(
-        program,
+        build,
         agent,
-        `trap '' TERM INT HUP; ${daemon(`(trap '' TERM; while :; do sleep 300; done) & echo up; while :; do sleep 300; done`)}`,
+        `trap '' TERM INT HUP; ${daemon(`(trap '' TERM; while :; do sleep 300; done) & echo up; while :; do sleep 300; done`, build)}`,
         { graceMs: 60_000 },
       );
       await using _ = run;
@@ -130,7 +142,7 @@ describe.each([...builds, ...(variant === undefined ? [] : [variant])])(
     it('a later end only shortens the grace, and the first cause stays', async () => {
       await using agent = await FakeAgent.start();
       const { run, link } = await running(
-        program,
+        build,
         agent,
         `trap 'echo term' TERM; echo up; while :; do sleep 0.05; done`,
       );
@@ -151,7 +163,7 @@ describe.each([...builds, ...(variant === undefined ? [] : [variant])])(
     it('a stopped tree still acts on TERM at the ceiling', async () => {
       await using agent = await FakeAgent.start();
       const { run, link, root } = await running(
-        program,
+        build,
         agent,
         `trap 'exit 9' TERM; echo up; while :; do sleep 0.05; done`,
         {
@@ -171,43 +183,45 @@ describe.each([...builds, ...(variant === undefined ? [] : [variant])])(
     it('forks faster than a walk do not escape', async () => {
       await using agent = await FakeAgent.start();
       const storm = `echo up; f() { while :; do (sleep 300 & sleep 300 &) ; done; }; ulimit -u 4000; f & f & f`;
-      const { run, link, id } = await running(program, agent, storm);
+      const { run, link, id } = await running(build, agent, storm);
       await using _ = run;
       await run.says(/up\n/);
       await until(() => holders(id).length > 60, 'the storm has begun', 15_000);
       end(link, 'revoked', 0);
       const ended = await link.expect('ended');
       expect(holders(id)).toEqual([]);
-      expect(number(ended, 'processes')).toBeGreaterThan(30);
+      expect(number(ended, 'processes')).toBeGreaterThan(containment === 'kqueue' ? 0 : 30); // reaped by us
       expect((await run.exit).code).toBe(123);
     });
 
     it('a keeper that is killed takes its root along, and a sweep finds the rest', async () => {
       await using agent = await FakeAgent.start();
       const script = `(setsid sh -c 'echo daemon=$$; env -i sleep 300 & wait' &) ; exec sleep 300`;
-      const { run, link, root, id } = await running(program, agent, script);
+      const { run, link, root, id } = await running(build, agent, script);
       await using _ = run;
       const left = Number((await run.says(/daemon=([0-9]+)\n/))[1]);
       await until(() => children(left).length === 1, 'the daemon has its child');
       const [hidden = 0] = children(left);
       process.kill(run.pid, 'SIGKILL');
       await link.closed;
-      await until(() => !alive(root.pid), 'the root dies with its keeper');
-      expect([alive(left), alive(hidden)]).toEqual([true, true]);
+      if (containment === 'subreaper') await until(() => !alive(root.pid), 'the root dies with its keeper');
+      expect([alive(left), alive(hidden), alive(root.pid)]).toEqual([true, true, containment === 'kqueue']);
       const from = bootTimeMs();
-      const swept = await sweep(id, { program });
-      expect([alive(left), alive(hidden)]).toEqual([false, false]);
+      const swept = await sweep(id, { root, program });
+      expect([alive(left), alive(hidden), alive(root.pid)]).toEqual([false, false, false]);
       expect(swept.complaints).toEqual([]);
       expect(swept.emptyBootMs).toBeGreaterThanOrEqual(Math.floor(from));
       expect(new Set(swept.processes.map(({ pid, how }) => `${pid} ${how.kind}:${how.number}`))).toEqual(
-        new Set([`${left} killed:9`, `${hidden} killed:9`]),
+        new Set(
+          [left, hidden, ...(containment === 'kqueue' ? [root.pid] : [])].map((pid) => `${pid} killed:9`),
+        ),
       );
       expect((await sweep(id, { program })).processes).toEqual([]);
     });
 
     it('a run outlives its agent, tells the next one who it is, and obeys it', async () => {
       await using agent = await FakeAgent.start();
-      const { run, link, root, id } = await running(program, agent, 'exec sleep 300', {
+      const { run, link, root, id } = await running(build, agent, 'exec sleep 300', {
         ceilingInMs: 60_000,
       });
       await using _ = run;
@@ -221,7 +235,7 @@ describe.each([...builds, ...(variant === undefined ? [] : [variant])])(
       expect(number(resume, 'pid')).toBe(root.pid);
       expect(text(resume, 'start_ticks')).toBe(root.startTicks);
       expect(number(resume, 'ceiling_boot_ms')).toBeGreaterThan(bootTimeMs());
-      expect(text(resume, 'containment')).toBe('subreaper');
+      expect(text(resume, 'containment')).toBe(containment);
       next.send('adopted');
       expect(alive(root.pid)).toBe(true);
       end(next, 'revoked', 0);
@@ -246,7 +260,7 @@ describe.each([...builds, ...(variant === undefined ? [] : [variant])])(
 
 it('without an agent the ceiling holds, and the account is offered for two seconds at most', async () => {
   await using agent = await FakeAgent.start();
-  const { run, root } = await running(release.keeper, agent, 'exec sleep 300', { ceilingInMs: 500 });
+  const { run, root } = await running(release, agent, 'exec sleep 300', { ceilingInMs: 500 });
   await using _ = run;
   const from = performance.now();
   await agent.die();
@@ -257,7 +271,7 @@ it('without an agent the ceiling holds, and the account is offered for two secon
 
 it('an agent that comes back in time still gets the account', async () => {
   await using agent = await FakeAgent.start();
-  const { run, root } = await running(release.keeper, agent, 'exec sleep 300', { ceilingInMs: 400 });
+  const { run, root } = await running(release, agent, 'exec sleep 300', { ceilingInMs: 400 });
   await using _ = run;
   await agent.die();
   await until(() => !alive(root.pid), 'the ceiling ends the root');
@@ -270,7 +284,7 @@ it('an agent that comes back in time still gets the account', async () => {
 it('a run inside a run says whose it is, and ends with it', async () => {
   await using agent = await FakeAgent.start();
   const inner = `exec ${release.keeper} run -- sh -c 'echo inner; exec sleep 300'`;
-  const outer = await running(release.keeper, agent, inner, { graceMs: 3000 });
+  const outer = await running(release, agent, inner, { graceMs: 3000 });
   await using _ = outer.run;
   const link = await agent.link();
   expect(text(await link.expect('request'), 'parent')).toBe(outer.id);
@@ -283,7 +297,7 @@ it('a run inside a run says whose it is, and ends with it', async () => {
   expect(alive(root.pid)).toBe(false);
 });
 
-describe('signals', () => {
+describe.each([release, kqueue])('signals ($name)', (build) => {
   const numbers = Array.from({ length: 31 }, (_, index) => index + 1);
   const { SIGKILL, SIGSTOP, SIGCHLD, SIGPIPE, SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS } =
     constants.signals;
@@ -302,7 +316,7 @@ describe('signals', () => {
   it.each(numbers.filter((signal) => !not.has(signal)))('signal %i reaches the root', async (signal) => {
     await using agent = await FakeAgent.start();
     const { run } = await running(
-      release.keeper,
+      build,
       agent,
       `trap 'exit 42' ${signal}; echo up; while :; do sleep 0.02; done`,
     );
@@ -315,7 +329,7 @@ describe('signals', () => {
   it('whoever asks again while survivors have their grace does not wait for it', async () => {
     await using agent = await FakeAgent.start();
     const script = `(setsid sh -c 'trap "echo asked" TERM; echo left; while :; do sleep 0.05; done' &) ; exec sleep 300`;
-    const { run, root, link } = await running(release.keeper, agent, script, { graceMs: 60_000 });
+    const { run, root, link } = await running(build, agent, script, { graceMs: 60_000 });
     await using _ = run;
     await run.says(/left\n/);
     process.kill(root.pid, 'SIGKILL');
@@ -326,59 +340,66 @@ describe('signals', () => {
   });
 });
 
-describe.runIf(existsSync('/bin/bash'))('a run that job control has stopped', () => {
-  let shell: ReturnType<typeof spawn> | undefined;
-  afterEach(async () => {
-    if (shell === undefined || shell.exitCode !== null || shell.signalCode !== null) return;
-    shell.kill('SIGKILL');
-    await once(shell, 'exit');
-  });
+describe.runIf(existsSync('/bin/bash')).each([release, kqueue])(
+  'a run that job control has stopped ($name)',
+  ({ keeper: program }) => {
+    let shell: ReturnType<typeof spawn> | undefined;
+    let told = ''; // on its standard error
+    afterEach(async () => {
+      if (shell === undefined || shell.exitCode !== null || shell.signalCode !== null) return;
+      shell.kill('SIGKILL');
+      await once(shell, 'exit');
+    });
 
-  /** A run as a job of a shell of its own session, its root stopped and the keeper stopped with it. */
-  async function stopped(agent: FakeAgent, grant: GrantToSend) {
-    // The stop of a job needs a parent in another process group of the same session, and so `set -m`.
-    const line = `set -m; ${release.keeper} run --socket ${agent.path} -- sleep 300 & echo keeper=$!; read _`;
-    shell = spawn('bash', ['-c', line], { detached: true, stdio: ['pipe', 'pipe', 'ignore'] });
-    let said = '';
-    shell.stdout?.on('data', (chunk: Buffer) => (said += chunk.toString('latin1')));
-    const link = await agent.link();
-    await link.expect('request');
-    link.grant({ grant: nextGrant(), ...grant });
-    const root = await started(link);
-    const keeper = Number(/keeper=([0-9]+)/.exec(said)?.[1]);
-    process.kill(root.pid, 'SIGSTOP');
-    await until(() => processOf(keeper)?.state === 'T', 'the keeper stops with its root');
-    return { link, root, keeper };
-  }
+    /** A run as a job of a shell of its own session, its root stopped and the keeper stopped with it. */
+    async function stopped(agent: FakeAgent, grant: GrantToSend) {
+      // The stop of a job needs a parent in another process group of the same session, and so `set -m`.
+      const line = `set -m; ${program} run --socket ${agent.path} -- sleep 300 & echo keeper=$!; read _`;
+      shell = spawn('bash', ['-c', line], { detached: true, stdio: ['pipe', 'pipe', 'pipe'] });
+      let said = '';
+      told = '';
+      shell.stdout?.on('data', (chunk: Buffer) => (said += chunk.toString('latin1')));
+      shell.stderr?.on('data', (chunk: Buffer) => (told += chunk.toString('latin1')));
+      const link = await agent.link();
+      await link.expect('request');
+      link.grant({ grant: nextGrant(), ...grant });
+      const root = await started(link);
+      const keeper = Number(/keeper=([0-9]+)/.exec(said)?.[1]);
+      process.kill(root.pid, 'SIGSTOP');
+      await until(() => processOf(keeper)?.state === 'T', 'the keeper stops with its root');
+      return { link, root, keeper };
+    }
 
-  it('ends at its ceiling all the same', async () => {
-    await using agent = await FakeAgent.start();
-    const { link, root } = await stopped(agent, { ceilingInMs: 600 });
-    expect(text(await link.expect('ended'), 'cause')).toBe('ceiling');
-    expect(alive(root.pid)).toBe(false);
-  });
+    it('ends at its ceiling all the same', async () => {
+      await using agent = await FakeAgent.start();
+      const { link, root } = await stopped(agent, { ceilingInMs: 600 });
+      expect(text(await link.expect('ended'), 'cause')).toBe('ceiling');
+      expect(alive(root.pid)).toBe(false);
+    });
 
-  it('hears a revocation all the same', async () => {
-    await using agent = await FakeAgent.start();
-    const { link, root } = await stopped(agent, {});
-    end(link, 'revoked', 0);
-    expect(text(await link.expect('ended'), 'cause')).toBe('revoked');
-    expect(alive(root.pid)).toBe(false);
-  });
+    it('hears a revocation all the same', async () => {
+      await using agent = await FakeAgent.start();
+      const { link, root } = await stopped(agent, {});
+      end(link, 'revoked', 0);
+      expect(text(await link.expect('ended'), 'cause')).toBe('revoked');
+      expect(alive(root.pid)).toBe(false);
+    });
 
-  it('goes on when the shell continues it, and stays stopped for a word that does not end it', async () => {
-    await using agent = await FakeAgent.start();
-    const { link, root, keeper } = await stopped(agent, {});
-    link.send('adopted');
-    await until(() => processOf(keeper)?.state === 'T', 'stopped again');
-    expect(processOf(root.pid)?.state).toBe('T');
-    process.kill(keeper, 'SIGCONT');
-    await until(() => processOf(root.pid)?.state === 'S', 'the root goes on');
-    await until(() => processOf(keeper)?.state === 'S', 'the keeper goes on');
-    end(link, 'revoked', 0);
-    await link.expect('ended');
-  });
-});
+    it('goes on when the shell continues it, and stays stopped for a word that does not end it', async () => {
+      await using agent = await FakeAgent.start();
+      const { link, root, keeper } = await stopped(agent, {});
+      link.send('note', [['line', 'heard']]);
+      await until(() => told.includes('custody: heard\n'), 'it is awake');
+      await until(() => processOf(keeper)?.state === 'T', 'stopped again');
+      expect(processOf(root.pid)?.state).toBe('T');
+      process.kill(keeper, 'SIGCONT');
+      await until(() => processOf(root.pid)?.state === 'S', 'the root goes on');
+      await until(() => processOf(keeper)?.state === 'S', 'the keeper goes on');
+      end(link, 'revoked', 0);
+      await link.expect('ended');
+    });
+  },
+);
 
 describe('sweep', () => {
   it('gives a grace, and KILL to what ignores it', async () => {

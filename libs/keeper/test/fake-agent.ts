@@ -148,7 +148,7 @@ export interface KeeperStart {
   env?: Record<string, string | undefined>;
 }
 
-/** A `custody-keeper run` under test. Disposing kills it, and only it, where it still runs. */
+/** A `custody-keeper run` under test. Disposing kills it, and its root, where they still run. */
 export class Keeper implements AsyncDisposable {
   readonly child: ChildProcess;
   readonly exit: Promise<{ code: number | null; signal: NodeJS.Signals | null }>;
@@ -210,9 +210,29 @@ export class Keeper implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    if (this.child.exitCode === null && this.child.signalCode === null) this.child.kill('SIGKILL');
+    if (this.child.exitCode === null && this.child.signalCode === null) {
+      const roots = children(this.pid);
+      this.child.kill('SIGKILL');
+      for (const root of roots) endIfThere(root); // on macOS nothing ends it with its keeper
+    }
     await this.exit.catch(() => {});
   }
+}
+
+function endIfThere(pid: number): void {
+  try {
+    process.kill(pid, 'SIGKILL');
+  } catch {
+    // it died with its keeper
+  }
+}
+
+/** Those of its main thread. */
+export function children(pid: number): number[] {
+  return readFileSync(`/proc/${pid}/task/${pid}/children`, 'latin1')
+    .split(' ')
+    .filter((child) => child !== '')
+    .map(Number);
 }
 
 /** The state letter and start ticks of a process; undefined when there is none (or only its zombie). */

@@ -6,8 +6,9 @@ import { createConnection, createServer, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { isAbsolute, join } from 'node:path';
 import { describe, expect, it } from 'vitest';
-import { bootTimeMs, keeperPath, peerOf } from '../src/native.ts';
+import { bootTimeMs, keeperPath, peerOf, processOf } from '../src/native.ts';
 import './builds.ts';
+import { until } from './fake-agent.ts';
 
 /** The descriptor of a socket, which Node keeps to itself. */
 function descriptorOf(socket: Socket): number {
@@ -16,6 +17,28 @@ function descriptorOf(socket: Socket): number {
 }
 
 const thrownCode = (code: string) => expect.objectContaining({ name: 'KeeperError', code });
+
+describe('processOf', () => {
+  it('says what /proc says, of the stopped and of the dead too', async () => {
+    // Its parent never collects it.
+    const script = 'sleep 300 & echo "$!"; exec sleep 300';
+    const parent = spawn('sh', ['-c', script], { stdio: ['ignore', 'pipe', 'ignore'] });
+    const [line] = (await once(parent.stdout, 'data')) as [Buffer];
+    const pid = Number(line.toString());
+    const stat = readFileSync(`/proc/${pid}/stat`, 'latin1').split(' ');
+    const lives = { ppid: parent.pid, startTicks: stat[21], alive: true, stopped: false };
+    expect(processOf(pid)).toEqual(lives);
+    process.kill(pid, 'SIGSTOP');
+    await until(() => processOf(pid)?.stopped === true, 'stopped');
+    process.kill(pid, 'SIGKILL');
+    await until(() => processOf(pid)?.alive === false, 'a zombie');
+    expect(processOf(pid)).toEqual({ ...lives, alive: false });
+    parent.kill('SIGKILL');
+    await once(parent, 'exit');
+    expect(processOf(0)).toBeUndefined();
+    expect(processOf(parent.pid ?? 0)).toBeUndefined();
+  });
+});
 
 describe('peerOf', () => {
   it('names the process that connected, as the kernel knows it', async () => {

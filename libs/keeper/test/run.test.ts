@@ -6,7 +6,7 @@ import { constants } from 'node:os';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { fieldAll, number, parseProcRow, parseRootStatus, text, textMaybe } from '../src/frames.ts';
-import { builds, release, variant } from './builds.ts';
+import { keepers, release, variant } from './builds.ts';
 import { FakeAgent, Keeper, started, type KeeperStart } from './fake-agent.ts';
 
 /** Starts a run and grants it at once. */
@@ -19,7 +19,7 @@ async function granted(start: KeeperStart & { agent: FakeAgent }, ...grant: Para
 }
 type FakeLink = Awaited<ReturnType<FakeAgent['link']>>;
 
-describe.each(builds)('a run ($name)', ({ name, keeper: program }) => {
+describe.each(keepers)('a run ($name)', ({ name, keeper: program, containment }) => {
   it('asks with the command, the place and every flag, in order', async () => {
     await using agent = await FakeAgent.start();
     const file = join(agent.folder, '.env');
@@ -36,7 +36,7 @@ describe.each(builds)('a run ($name)', ({ name, keeper: program }) => {
     expect(request.fields.map(([key, value]) => `${key}=${value.toString('utf8')}`)).toEqual([
       'version=1',
       `cwd=${process.cwd()}`,
-      'containment=subreaper',
+      `containment=${containment}`,
       'ttl_ms=900000',
       'reason=nightly sync',
       'env=K=custody://prod/stripe/api_key',

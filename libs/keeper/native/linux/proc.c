@@ -1,5 +1,7 @@
-/* Owns what is read from /proc, the form of a `proc` row, and the pidfd system calls. */
+/* Owns what is read from /proc, and the pidfd system calls. */
 #include "keeper.h"
+
+#include "numbers.h"
 #include "proc.h"
 
 #include <dirent.h>
@@ -8,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -53,6 +56,8 @@ bool process_read(pid_t pid, struct process *process) {
   return true;
 }
 
+bool each_process(void (*visit)(pid_t pid, void *with), void *with) { return each_number("/proc", visit, with); }
+
 bool each_number(const char *directory, void (*visit)(pid_t number, void *with), void *with) {
   DIR *entries = opendir(directory);
   if (entries == NULL) return false;
@@ -65,19 +70,45 @@ bool each_number(const char *directory, void (*visit)(pid_t number, void *with),
   return true;
 }
 
-const char *how_name(char how) {
-  return how == 'e' ? "exit" : how == 's' ? "signal" : how == 'k' ? "killed" : "gone";
+bool process_owner(pid_t pid, uid_t *uid) {
+  char path[64];
+  struct stat about;
+  snprintf(path, sizeof path, "/proc/%d", (int)pid);
+  if (stat(path, &about) != 0) return false;
+  *uid = about.st_uid;
+  return true;
 }
 
-int row_print(const struct row *row, char *text, size_t bytes) {
-  return snprintf(text, bytes, "%d %d %llu %lld %s %s:%d %s", (int)row->process.pid, (int)row->process.ppid,
-                  (unsigned long long)row->process.start_ticks, (long long)row->ended_boot_us,
-                  row->survivor ? "survivor" : "-", how_name(row->how), row->how_number, row->process.name);
+void process_group_path(pid_t pid, char *group, size_t bytes) {
+  char path[64], text[8192];
+  group[0] = '\0';
+  snprintf(path, sizeof path, "/proc/%d/cgroup", (int)pid);
+  if (read_file(path, text, sizeof text) <= 0) return;
+  char *line = strncmp(text, "0::", 3) == 0 ? text : strstr(text, "\n0::");
+  if (line == NULL) return;
+  line += *line == '\n' ? 4 : 3;
+  line[strcspn(line, "\n")] = '\0';
+  snprintf(group, bytes, "%s", line);
+  blank_controls(group, strlen(group));
 }
 
-/* By number: glibc has wrappers only since 2.36. */
-int pidfd_open_of(pid_t pid) { return (int)syscall(SYS_pidfd_open, pid, 0); }
-
-int pidfd_signal(int pidfd, int signal) {
-  return syscall(SYS_pidfd_send_signal, pidfd, signal, NULL, 0) == 0 ? 0 : errno;
+bool process_environment(pid_t pid, bool (*piece)(const char *bytes, size_t count, void *with), void *with) {
+  char path[64], text[4096];
+  snprintf(path, sizeof path, "/proc/%d/environ", (int)pid);
+  int fd = open(path, O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return false;
+  bool found = false;
+  for (ssize_t got; !found && (got = read(fd, text, sizeof text)) > 0;) found = piece(text, (size_t)got, with);
+  close(fd);
+  return found;
 }
+
+/* A pidfd: a pid that has been given to another process is never hit. By number: glibc has wrappers only since 2.36. */
+int process_open(pid_t pid) { return (int)syscall(SYS_pidfd_open, pid, 0); }
+
+int process_signal(int handle, const struct process *process, int signal) {
+  (void)process; /* the pidfd is the process */
+  return syscall(SYS_pidfd_send_signal, handle, signal, NULL, 0) == 0 ? 0 : errno;
+}
+
+void process_close(int handle) { close(handle); }

@@ -2,6 +2,7 @@
 #include "keeper.h"
 
 #include "containment.h"
+#include "numbers.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -39,50 +40,30 @@ static bool prepare(void) {
   return prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0;
 }
 
-static void act_on(int pidfd, const struct process *process) {
-  struct row *row = account_met(walk_rows, process);
-  int fault = 0;
-  if (row == NULL || !(row->sent & SENT_KILL)) walk.spared++;
-  if (walk_act == ACT_LOOK) {
-    fault = 0;
-  } else if (walk_act == ACT_STOP) {
-    fault = pidfd_signal(pidfd, SIGSTOP);
-  } else if (walk_act == ACT_KILL) {
-    fault = pidfd_signal(pidfd, SIGKILL);
-    if (fault == 0 && row != NULL) row->sent |= SENT_KILL;
-  } else if (row == NULL || row->sent == 0) {
-    fault = pidfd_signal(pidfd, SIGTERM);
-    if (fault == 0 && row != NULL) row->sent |= SENT_TERM;
-    pidfd_signal(pidfd, SIGCONT); /* a stopped process acts on TERM only when it goes on */
-  }
-  if (fault == EPERM) walk.refused = true;
-}
-
 static void meet(pid_t pid, size_t parent) {
   if (met_count == PROCESSES_MAX) return; /* those beyond are met when these are dead */
   /* One that changes parents during the walk is listed twice. Quadratic, so exact in small trees only. */
   for (size_t i = 1; i < met_count && met_count < 1024; i++) {
     if (met[i].pid == pid) return;
   }
-  int pidfd = pidfd_open_of(pid);
-  if (pidfd < 0) return;
+  int handle = process_open(pid);
+  if (handle < 0) return;
   struct process process;
   /* The pid may have been given to a stranger since it was listed. The order is the proof: open, read, and
      then see that what was opened is still there, so what was read is about it; and that its parent
      is still the process that was met. One that has just become our own child is ours anyway. */
-  bool ours = process_read(pid, &process) && process.alive && pidfd_signal(pidfd, 0) != ESRCH;
+  bool ours = process_read(pid, &process) && process.alive && process_signal(handle, &process, 0) != ESRCH;
   if (ours && process.ppid != met[0].pid) {
     struct process above;
     ours = process.ppid == met[parent].pid && process_read(process.ppid, &above) &&
            above.start_ticks == met[parent].start_ticks;
   }
   if (ours) {
-    act_on(pidfd, &process);
+    act_on(walk_act, &process, handle, walk_rows, &walk);
     met[met_count].pid = pid;
     met[met_count++].start_ticks = process.start_ticks;
-    walk.living++;
   }
-  close(pidfd);
+  process_close(handle);
 }
 
 static void meet_children_of_thread(pid_t thread, void *with) {
@@ -126,12 +107,18 @@ static void walk_children_of(size_t parent) {
   if (children_listed) return;
   if (parent == 0) {
     all_count = 0;
-    each_number("/proc", note_process, NULL);
+    each_process(note_process, NULL);
   }
   for (size_t i = 0; i < all_count; i++) {
     if (all[i].ppid == met[parent].pid) meet(all[i].pid, parent);
   }
 }
+
+/* All that ancestry can tell comes as SIGCHLD, and ECHILD is the kernel's word that no descendant is left. */
+static void hold(const struct process *root, const char *grant) { (void)root, (void)grant; }
+static int watch(void) { return -1; }
+static void hear(void) {}
+static bool empty(void) { return true; }
 
 static struct walk pass(enum act act, struct rows *rows) {
   walk_act = act;
@@ -143,4 +130,12 @@ static struct walk pass(enum act act, struct rows *rows) {
   return walk;
 }
 
-const struct containment containment = {.name = "subreaper", .prepare = prepare, .pass = pass};
+const struct containment containment = {
+    .name = "subreaper",
+    .prepare = prepare,
+    .hold = hold,
+    .watch = watch,
+    .hear = hear,
+    .empty = empty,
+    .pass = pass,
+};

@@ -1,15 +1,16 @@
 /* Owns signals: all of them held, each passed on to the root once, the caller's mask and dispositions given back. */
 #include "keeper.h"
 
-#include "proc.h"
 #include "signals.h"
 
 #include <string.h>
+#include <sys/signalfd.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#define ANCESTORS_MAX 4096
 #define SET_BYTES 8 /* of the kernel's set; the C library's is larger */
+
+static int descriptor;
 
 int signals_open(struct inherited *inherited) {
   /* By number: the C library keeps two real-time signals for itself and would leave them out, and a stranger can
@@ -22,7 +23,34 @@ int signals_open(struct inherited *inherited) {
      (waitpid(2)). Any other that is ignored is held as well, since it is blocked: the root decides on it. */
   struct sigaction standard = {.sa_handler = SIG_DFL};
   sigaction(SIGCHLD, &standard, &inherited->sigchld);
-  return signalfd(-1, &all, SFD_NONBLOCK | SFD_CLOEXEC);
+  return descriptor = signalfd(-1, &all, SFD_NONBLOCK | SFD_CLOEXEC);
+}
+
+/* The alarm is a signal too. */
+void signals_wait(struct pollfd *ready, nfds_t count) { poll(ready, count, -1); }
+
+bool signals_next(struct heard *heard) {
+  static struct signalfd_siginfo held[8];
+  static size_t held_count, at;
+  if (at == held_count) {
+    ssize_t got = read(descriptor, held, sizeof held);
+    at = 0;
+    held_count = got > 0 ? (size_t)got / sizeof *held : 0;
+    if (held_count == 0) return false;
+  }
+  const struct signalfd_siginfo *info = &held[at++];
+  *heard = (struct heard){.signal = (int)info->ssi_signo, .uid = info->ssi_uid, .queued = info->ssi_code == SI_QUEUE};
+  /* What is written to a terminal has SI_KERNEL, the alarm SI_TIMER; other words of the kernel are positive. */
+  if (info->ssi_code == SI_KERNEL) heard->origin = ORIGIN_TERMINAL;
+  else if (info->ssi_code > 0 || info->ssi_code == SI_TIMER) heard->origin = ORIGIN_KERNEL;
+  else heard->sender = (pid_t)info->ssi_pid;
+  heard->value.sival_ptr = (void *)(uintptr_t)info->ssi_ptr;
+  return true;
+}
+
+bool signal_ignored(int signal) {
+  struct sigaction action;
+  return sigaction(signal, NULL, &action) == 0 && action.sa_handler == SIG_IGN;
 }
 
 void signals_restore(const struct inherited *inherited) {
@@ -30,23 +58,13 @@ void signals_restore(const struct inherited *inherited) {
   syscall(SYS_rt_sigprocmask, SIG_SETMASK, &inherited->mask, NULL, SET_BYTES);
 }
 
-bool signal_is_inner(const struct signalfd_siginfo *info) {
-  if (info->ssi_code > 0 || info->ssi_code == SI_TIMER) return false; /* the kernel's */
-  struct process process = {.ppid = (pid_t)info->ssi_pid};
-  for (int steps = 0; steps < ANCESTORS_MAX; steps++) {
-    if (process.ppid == getpid()) return true;
-    if (process.ppid <= 1 || !process_read(process.ppid, &process)) return false;
-  }
-  return false;
-}
-
-void signal_pass(const struct signalfd_siginfo *info, pid_t root) {
-  int signal = (int)info->ssi_signo;
-  if (info->ssi_code == SI_QUEUE) { /* with a value: sigqueue(3) */
+void signal_pass(const struct heard *heard, pid_t root) {
+  int signal = heard->signal;
+  if (heard->queued) {
     siginfo_t with = {.si_signo = signal, .si_code = SI_QUEUE};
-    with.si_pid = (pid_t)info->ssi_pid;
-    with.si_uid = info->ssi_uid;
-    with.si_value.sival_ptr = (void *)(uintptr_t)info->ssi_ptr;
+    with.si_pid = heard->sender;
+    with.si_uid = heard->uid;
+    with.si_value = heard->value;
     if (syscall(SYS_rt_sigqueueinfo, root, signal, &with) == 0) return;
   }
   kill(root, signal); /* not reaped yet, so the pid is still its own */

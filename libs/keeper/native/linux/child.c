@@ -26,6 +26,11 @@ static _Noreturn void become(char **command, const struct inherited *inherited) 
   _exit(EXIT_CANNOT_EXECUTE);
 }
 
+void keeper_hide(void) {
+  /* No core dump, no ptrace and no /proc/PID/mem or environ for anyone but root. exec gives it back to the child. */
+  prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
+}
+
 pid_t child_start(char **command, const struct inherited *inherited, int *fault, bool *executing) {
   keeper_pid = getpid();
   exec_fault = 0;

@@ -3,8 +3,20 @@
 #include "link.h"
 #include "stop.h"
 
+#include <fcntl.h>
 #include <poll.h>
 #include <unistd.h>
+
+/* A SIGCONT for whatever arrives: it wakes this process where job control has stopped it. */
+static void link_wakes(bool on) {
+  if (link_fd() < 0) return;
+  int flags = fcntl(link_fd(), F_GETFL);
+  if (on) {
+    fcntl(link_fd(), F_SETOWN, getpid());
+    fcntl(link_fd(), F_SETSIG, SIGCONT);
+  }
+  fcntl(link_fd(), F_SETFL, on ? flags | O_ASYNC : flags & ~O_ASYNC);
+}
 
 void stop_self(void) {
   struct sigaction stop = {.sa_handler = SIG_DFL};
