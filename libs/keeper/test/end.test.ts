@@ -91,7 +91,12 @@ describe.each([...keepers, ...(variant === undefined ? [] : [variant])])(
       expect(text(ended, 'root_status')).toBe(`signal:${constants.signals.SIGUSR1}`);
       expect(number(ended, 'survivors')).toBe(1);
       expect(rows(ended).find(({ pid }) => pid === left)).toMatchObject({
-        ...{ ppid: containment === 'kqueue' ? init : run.pid, startTicks: ticks, how: { kind: 'killed', number: 15 }, name: 'sleep' },
+        ...{
+          ppid: containment === 'kqueue' ? init : run.pid,
+          startTicks: ticks,
+          how: { kind: 'killed', number: 15 },
+          name: 'sleep',
+        },
         survivor: true,
       });
       expect(rows(ended)).toHaveLength(2);

@@ -264,11 +264,3 @@ export async function started(link: Link): Promise<{ pid: number; startTicks: st
   const frame = await link.expect('started');
   return { pid: number(frame, 'pid'), startTicks: text(frame, 'start_ticks') };
 }
-
-/** The children of its main thread. */
-export function children(pid: number): number[] {
-  return readFileSync(`/proc/${pid}/task/${pid}/children`, 'latin1')
-    .split(' ')
-    .filter((child) => child !== '')
-    .map(Number);
-}
