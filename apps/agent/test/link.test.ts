@@ -429,6 +429,31 @@ describe('a grant', () => {
   });
 });
 
+describe('a link of an agent that died while it killed', () => {
+  it('begins at the epoch of its oldest open run, though the cursor stands behind the kill', async () => {
+    const cp = await ControlPlane.open();
+    for (let n = 1; n <= 4; n += 1) await cp.revoke(grantId(n));
+    const { applied, link } = await openReady({ cp, cursor: 4, openSince: 2 });
+    expect(applied.map(({ epoch }) => epoch)).toEqual([3, 4]);
+    expect(link.cursor).toBe(4);
+  });
+
+  it('begins at its cursor where that is less', async () => {
+    const cp = await ControlPlane.open();
+    for (let n = 1; n <= 4; n += 1) await cp.revoke(grantId(n));
+    const { applied } = await openReady({ cp, cursor: 3, openSince: 9 });
+    expect(applied.map(({ epoch }) => epoch)).toEqual([4]);
+  });
+});
+
+it('a bus that refuses this host is said so, and to whoever asks for a run', async () => {
+  const { link, log } = await openReady({ cursor: 0 });
+  link.refused('user: User Authentication Revoked');
+  link.refused('user: User Authentication Revoked');
+  expect(log().match(/the bus refuses this host/g)).toHaveLength(1);
+  expect(link.refusal).toContain('Revoked');
+});
+
 const revocable = (n: number): RevocableGrant => ({
   ...{ grantId: grantId(n), runId: `r_${n}`, hostId, subject: 'host-a/1000', credentials: [] },
   ...{ policyRevision: 1, within: [] },
