@@ -171,6 +171,11 @@ export function adoptFreshness(run: Run, keptUntilBootMs: number | undefined, no
   run.freshUntilBootMs = Math.max(run.freshUntilBootMs, kept);
 }
 
+/** The place in the ledger of the oldest run that this one stands in, or of itself. */
+export function oldestSeq(run: Run): number {
+  return Math.min(...around(run).map(({ releasedSeq }) => releasedSeq));
+}
+
 /** What `custody agent status` shows of a run. */
 export interface RunShown {
   readonly grantId: string;

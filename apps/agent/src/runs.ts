@@ -44,6 +44,7 @@ import {
   adoptFreshness,
   around,
   boundBootMs,
+  oldestSeq,
   overdue,
   renewRun,
   runGranted,
@@ -145,9 +146,7 @@ export class Runs implements AsyncDisposable {
 
   /** The lowest entry that the ledger on disk must keep: that of the oldest open run, or of a run around one. */
   lowestOpenSeq(): number {
-    return Math.min(
-      ...[...this.#runs.values()].flatMap((run) => around(run).map((each) => each.releasedSeq)),
-    );
+    return Math.min(...[...this.#runs.values()].map(oldestSeq));
   }
 
   /** The least epoch at which an open run was decided: every later entry of the log must be applied to it. */
@@ -155,9 +154,7 @@ export class Runs implements AsyncDisposable {
     return Math.min(...[...this.#runs.values()].map(({ epoch }) => epoch ?? Number.POSITIVE_INFINITY));
   }
 
-  holds(grantId: string): boolean {
-    return this.#runs.has(grantId);
-  }
+  readonly holds = (grantId: string): boolean => this.#runs.has(grantId);
 
   /** Resolves when no run is open. */
   whenNoneOpen(): Promise<void> {
@@ -166,8 +163,7 @@ export class Runs implements AsyncDisposable {
   }
 
   describe(): RunShown[] {
-    const now = this.#options.bootMs();
-    return [...this.#runs.values()].map((run) => shown(run, now));
+    return [...this.#runs.values()].map((run) => shown(run, this.#options.bootMs()));
   }
 
   /** Every revocation made before that instant has been applied here. */
@@ -598,9 +594,7 @@ export class Runs implements AsyncDisposable {
     this.#options
       .spool()
       .append('refused', { uid: peer.uid, pid: peer.pid, command, error: failureOf(error) })
-      .catch((cause: unknown) =>
-        this.#options.log.error({ err: cause }, 'a refusal could not be put on record'),
-      )
+      .catch((err: unknown) => this.#options.log.error({ err }, 'a refusal could not be put on record'))
       .finally(() => (this.#refusalsWaiting -= 1));
   }
 }

@@ -102,7 +102,7 @@ export const accountAfterMs = 1_000;
 export const unreachableAfterMs = 5_000;
 export const accountGrantsMax = 256;
 /** A host that was heard of within this may be asked; for how many grants one round asks. */
-export const accountSeenMs = 60_000;
+export const accountSeenMs = 180_000;
 export const accountRowsMax = 4_096;
 /** How many accounts a host remembers to have given, so as not to give them twice. */
 export const accountsKeptMax = 4_096;

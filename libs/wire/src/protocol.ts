@@ -21,6 +21,6 @@ export const protocolHistory: readonly {
   {
     version: 3,
     date: '2026-11-22',
-    what: 'revocation by run, host, subject, secret, prefix, policy revision and of everything; accounts of grants; bans. Agents first',
+    what: 'revocation by run, host, subject, secret, prefix, policy revision and of everything; accounts of grants; bans. An agent of before cannot read the new targets: it stays behind at the first one until it is upgraded',
   },
 ];
