@@ -75,9 +75,10 @@ describe('a stream', () => {
     });
     live.abort.abort();
     await live.ended;
-    expect(live.events().map(({ kind, name }) => [kind, name])).toEqual([
-      ['policy_applied', 'control-plane'],
-    ]);
+    for (const { id, kind, name } of live.events()) {
+      expect([kind, name]).toEqual(['policy_applied', 'control-plane']);
+      expect(id).toBeGreaterThan(before.events()[0]?.id ?? Infinity);
+    }
   });
 
   it('that is quiet says that it is alive', async () => {

@@ -27,22 +27,22 @@ export async function settledAfter(
   limit: number,
   signal: AbortSignal,
 ): Promise<EventRow[]> {
-  const { rows, xmax } = await readAfter(db, after, limit);
+  const rows = await readAfter(db, after, limit);
   const last = rows.at(-1);
   if (last === undefined) return [];
   const unbroken = rows.findIndex((row, index) => row.ordinal !== after + 1 + index);
   if (unbroken === -1) return rows;
   if (unbroken > 0) return rows.slice(0, unbroken);
-  if (!(await horizonPassed(db, xmax, signal))) return [];
+  if (!(await allEnded(db, signal))) return [];
   const again = await readAfter(db, after, limit);
-  return again.rows.filter(({ ordinal }) => ordinal <= last.ordinal);
+  return again.filter(({ ordinal }) => ordinal <= last.ordinal);
 }
 
 /** Where a reader begins who wants what comes from now on: after everything that is settled. */
 export async function settledHead(db: Database, signal: AbortSignal): Promise<number> {
-  const { rows } = await db.pool.query<{ head: string; missing: string[]; xmax: string }>(
+  const { rows } = await db.pool.query<{ head: string; missing: string[] }>(
     `WITH newest AS (SELECT coalesce(max(ordinal), 0) AS head FROM ledger_entries)
-     SELECT head, pg_snapshot_xmax(pg_current_snapshot())::text AS xmax,
+     SELECT head,
             ARRAY(SELECT n FROM generate_series(greatest(head - $1, 1), head) AS n
                    WHERE NOT EXISTS (SELECT FROM ledger_entries WHERE ordinal = n) ORDER BY n) AS missing
        FROM newest`,
@@ -50,7 +50,7 @@ export async function settledHead(db: Database, signal: AbortSignal): Promise<nu
   );
   const [row] = rows;
   if (row === undefined || row.missing.length === 0) return Number(row?.head ?? 0);
-  await horizonPassed(db, row.xmax, signal);
+  await allEnded(db, signal);
   const arrived = await db.pool.query<{ first: string | null }>(
     'SELECT min(ordinal) AS first FROM ledger_entries WHERE ordinal = ANY($1)',
     [row.missing],
@@ -68,28 +68,24 @@ export async function beforeNewest(db: Database, kinds: readonly string[], count
   return Number(rows.at(-1)?.ordinal ?? 1) - 1;
 }
 
-async function readAfter(
-  db: Database,
-  after: number,
-  limit: number,
-): Promise<{ rows: EventRow[]; xmax: string }> {
-  const { rows } = await db.pool.query<Omit<EventRow, 'ordinal'> & { ordinal: string; xmax: string }>(
-    `SELECT ordinal, author, kind, at, body, pg_snapshot_xmax(pg_current_snapshot())::text AS xmax
-       FROM ledger_entries WHERE ordinal > $1 ORDER BY ordinal LIMIT $2`,
+async function readAfter(db: Database, after: number, limit: number): Promise<EventRow[]> {
+  const { rows } = await db.pool.query<Omit<EventRow, 'ordinal'> & { ordinal: string }>(
+    'SELECT ordinal, author, kind, at, body FROM ledger_entries WHERE ordinal > $1 ORDER BY ordinal LIMIT $2',
     [after, limit],
   );
-  const read = rows.map(({ ordinal, author, kind, at, body }) => ({
-    ...{ ordinal: Number(ordinal), author, kind, at, body },
-  }));
-  return { rows: read, xmax: rows[0]?.xmax ?? '0' };
+  return rows.map((row) => ({ ...row, ordinal: Number(row.ordinal) }));
 }
 
-/** Resolves with true when every transaction that could be open at a snapshot with this xmax has ended; false when aborted. */
-async function horizonPassed(db: Database, xmax: string, signal: AbortSignal): Promise<boolean> {
+/**
+ * Resolves with true when every transaction that had a number of its own at the call has ended; false when aborted. A
+ * snapshot's own xmax will not do for the bound: it stands after the last that ended, and one that is open may be newer.
+ */
+async function allEnded(db: Database, signal: AbortSignal): Promise<boolean> {
+  const { rows: own } = await db.pool.query<{ xid: string }>('SELECT pg_current_xact_id()::text AS xid');
   for (let waitMs = horizonPollMs; !signal.aborted; waitMs = Math.min(waitMs * 2, eventPollMs)) {
     const { rows } = await db.pool.query<{ passed: boolean }>(
       'SELECT pg_snapshot_xmin(pg_current_snapshot()) >= $1::xid8 AS passed',
-      [xmax],
+      [own[0]?.xid],
     );
     if (rows[0]?.passed === true) return true;
     await delay(waitMs, undefined, { signal }).catch(() => undefined);

@@ -83,6 +83,17 @@ describe('an entry that commits after a later one', () => {
     expect(await reading).toEqual([1, 2, 3]);
   });
 
+  test('is waited for also where its transaction is newer than every one that has ended', async () => {
+    const [older, newer] = [await begin(), await begin()];
+    await write(newer);
+    await write(older);
+    await older.query('COMMIT');
+    const reading = read(0);
+    expect(await settledSoon(reading)).toBe(false);
+    await newer.query('COMMIT');
+    expect(await reading).toEqual([1, 2]);
+  });
+
   test('is not missed by a reader who begins while it is open', async () => {
     await write(t.database.pool);
     const slow = await begin();
