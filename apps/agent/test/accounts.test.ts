@@ -79,7 +79,10 @@ it('a grant that no run here holds is swept for, then answered, once', async () 
 
 it('what a sweep finds is counted, and what it cannot end is not answered', async () => {
   const s = await opened();
-  const row = { pid: 9, ppid: 1, startTicks: '7', how: { kind: 'killed', number: 9 }, name: 'x' } as const;
+  const how = { kind: 'killed', number: 9 } as const;
+  const row = {
+    ...{ pid: 9, ppid: 1, startTicks: '7', how, name: 'x', endedBootUs: undefined, survivor: true },
+  };
   s.found = async () => ({ processes: [row], emptyBootMs: undefined, complaints: ['stuck'] });
   await s.say();
   await until(() => s.log().includes('could not be ended'));
