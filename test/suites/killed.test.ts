@@ -156,7 +156,10 @@ describe('killed during a run and kept down', () => {
     const { epoch } = await kit.json<Grant>(['grant', 'show', next.stdout.trim()]);
     expect(epoch).toBeGreaterThanOrEqual(revocation.epoch);
     await until(() => gone(tree), 'the revoked tree gone', slackMs);
-    const waited = exited(0, await kit.custody(['revoke', '--grant', tree.grantId, '--wait', '--json']));
+    const waited = exited(
+      0,
+      await kit.custody(['revoke', '--grant', tree.grantId, '--reason', 'test', '--wait', '--json']),
+    );
     expect(JSON.parse(waited.stdout)).toMatchObject({ proven: true });
     await tree.run.outcome;
     expect(await endOf(tree.grantId)).toMatchObject({ cause: 'revoked' });
@@ -171,7 +174,7 @@ describe('killed during a run and kept down', () => {
     const tree = await stubborn(['--ttl', `${ttlMs}ms`]);
     const part = kit.constellation.part('control-plane');
     await part.down('SIGKILL');
-    const revoke = exited(1, await kit.custody(['revoke', '--grant', grantId]));
+    const revoke = exited(1, await kit.custody(['revoke', '--grant', grantId, '--reason', 'test']));
     expect(revoke.stderr).toContain('cannot reach the control plane');
     fs.writeFileSync(go, '');
     expect(exited(0, await run.outcome).stdout).toBe(`${grantId}\nv1\n`);
@@ -204,7 +207,10 @@ describe('killed during a run and started again', () => {
     // Longer than a keeper may take to come back: the run stays open because it did.
     const status = await kit.json<{ runs: { grantId: string }[] }>(['agent', 'status']);
     expect(status.runs).toMatchObject([{ grantId: tree.grantId }]);
-    const outcome = exited(0, await kit.custody(['revoke', '--grant', tree.grantId, '--wait', '--json']));
+    const outcome = exited(
+      0,
+      await kit.custody(['revoke', '--grant', tree.grantId, '--reason', 'test', '--wait', '--json']),
+    );
     expect(JSON.parse(outcome.stdout)).toMatchObject({
       proven: true,
       receipts: [{ state: 'killed', survivors: 0 }],

@@ -179,7 +179,7 @@ describe('with an exporter', () => {
 
   test('grants, revocations and the lag of the ledger are measured', async () => {
     const run = kit.startRun(['sh', '-c', 'echo "$CUSTODY_GRANT"; exec sleep 60'], { holds });
-    exited(0, await kit.custody(['revoke', '--grant', await run.line(1), '--wait']));
+    exited(0, await kit.custody(['revoke', '--grant', await run.line(1), '--reason', 'test', '--wait']));
     exited(123, await run.outcome);
     const sum = (name: string): number =>
       Math.max(

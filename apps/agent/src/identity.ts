@@ -17,6 +17,7 @@ import { sodiumReady } from '@custody/crypto/sodium';
 import { call } from '@custody/wire/client';
 import { enrolmentStatement } from '@custody/wire/enrolment';
 import { parseJson } from '@custody/wire/schema';
+import { requireNotBanned } from './ban.ts';
 
 const enrolled = z.strictObject({
   url: z.string(),
@@ -76,6 +77,7 @@ export async function enroll(options: EnrollOptions): Promise<{ hostId: string; 
 }
 
 async function requireNoHost(dataDir: string): Promise<void> {
+  await requireNotBanned(dataDir);
   const found = await loadIdentity(dataDir).catch((error: unknown) => {
     if (error instanceof CustodyError && error.code === 'not_found') return undefined;
     throw error;

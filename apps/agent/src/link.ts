@@ -80,6 +80,10 @@ export interface LinkOptions {
   /** The log was set back. Resolves, when that is on record, with how many runs are open. */
   readonly onLogChange: (change: LogChange) => Promise<number>;
   readonly newNonce: () => string;
+  /** Resolves when what applied entries ask of this host is on its disk: only then does the kept cursor pass them. */
+  readonly settled: () => Promise<void>;
+  /** The least epoch at which an open run was decided: kills that a dying agent left undone are behind the cursor. */
+  readonly openSince: () => number;
 }
 
 export interface LogChange {
@@ -112,6 +116,7 @@ export class Link implements AsyncDisposable {
   #again = false;
   #refreshing: Promise<void> | undefined;
   #proving: Promise<void> | undefined;
+  #refusal: string | undefined;
   /** Why the last catching up failed. */
   #failure: Error | undefined;
   #timer: NodeJS.Timeout | undefined;
@@ -148,7 +153,9 @@ export class Link implements AsyncDisposable {
   /** Subscribes, then catches up, then serves; again at every reconnect. `onReady` is called each time it serves again. */
   async start(bus: Bus, onReady: () => void): Promise<void> {
     const { cursorFile, bootMs, wallClock } = this.#options;
-    this.#cursor = await readCursor(cursorFile);
+    const kept = await readCursor(cursorFile);
+    this.#cursor =
+      kept === undefined ? undefined : { ...kept, epoch: Math.min(kept.epoch, this.#options.openSince()) };
     this.#bus = bus;
     this.#onReady = onReady;
     this.#subscriptions.push(
@@ -165,9 +172,12 @@ export class Link implements AsyncDisposable {
       await bus.subscribe(fleet('beacon'), ({ data }) => void this.#hearBeacon(data, bootMs())),
       await bus.subscribe(fleet('policy'), ({ data }) => this.#heardOfPolicy(data)),
     );
-    bus.onStatus((status) => {
-      if (status === 'connected') this.catchUp();
-      else this.#setState('down');
+    bus.onStatus((status, detail) => {
+      if (status === 'connected') {
+        this.#refusal = undefined;
+        this.catchUp();
+      } else this.#setState('down');
+      if (status === 'refused' && detail.startsWith('user')) this.refused(detail);
     });
     this.#timer = setInterval(() => {
       if (this.#state !== 'ready' || mustAsk(this.#standing, bootMs())) this.catchUp();
@@ -192,7 +202,7 @@ export class Link implements AsyncDisposable {
   async whenReady(): Promise<void> {
     if (this.#state === 'ready') return;
     await this.#firstJoin();
-    if (this.#bus?.connected !== true) throw unreachable('its message bus does not answer');
+    if (this.#bus?.connected !== true) throw this.#away();
     if (this.#catchingUp === undefined) this.catchUp();
     await this.#catchingUp;
     if (this.#failure !== undefined) throw this.#failure;
@@ -220,6 +230,27 @@ export class Link implements AsyncDisposable {
         'the policy copy could not be refreshed; it denies as it stands',
       );
     }
+  }
+
+  /** The bus does not let this host in. No word of the control plane's, so nothing is wiped for it. */
+  refused(detail: string): void {
+    if (this.#refusal === undefined) {
+      this.#options.log.error(
+        { detail },
+        'the bus refuses this host: it was banned, or enrolled at another control plane; its runs end as policy says',
+      );
+    }
+    this.#refusal = detail;
+  }
+
+  /** Why the bus does not let this host in; undefined while it does. */
+  get refusal(): string | undefined {
+    return this.#refusal;
+  }
+
+  /** For a host that was banned: what policy permits is no longer its to know. */
+  forgetPolicy(): void {
+    this.#policy = undefined;
   }
 
   /** Asks for a grant. Throws the control plane's refusal, or `control_plane_unreachable`. */
@@ -428,7 +459,10 @@ export class Link implements AsyncDisposable {
         this.#cursor = { ...cursor, epoch: claims.epoch };
         this.#recent = [...this.#recent.slice(1 - revocationsKeptMax), claims];
       }
-      if (this.#cursor !== undefined && this.#cursor !== before) await this.#moveCursor(this.#cursor);
+      if (this.#cursor !== undefined && this.#cursor !== before) {
+        await this.#options.settled();
+        await this.#moveCursor(this.#cursor);
+      }
     });
     return taken.catch((error: unknown) =>
       this.#options.log.error({ err: error }, 'a revocation was refused'),
@@ -480,7 +514,7 @@ export class Link implements AsyncDisposable {
     schema: Answer,
     timeoutMs: number,
   ): Promise<Extract<z.output<Answer>, { ok: true }>> {
-    if (this.#bus === undefined) throw unreachable('its message bus does not answer');
+    if (this.#bus === undefined) throw this.#away();
     let data: Uint8Array;
     try {
       const subject = hostUp(this.#options.hostId, what);
@@ -503,6 +537,13 @@ export class Link implements AsyncDisposable {
     schema: Schema,
   ): Promise<z.output<Schema>> {
     return parse(schema, await verifyJws(this.#options.controlPlaneKey, typ, token), typ);
+  }
+
+  #away(): CustodyError {
+    if (this.#refusal === undefined) return unreachable('its message bus does not answer');
+    return new CustodyError('control_plane_unreachable', 'the message bus refuses this host', {
+      next: 'it was banned, or enrolled at another control plane: ask an operator; it can be enrolled again',
+    });
   }
 
   #setState(state: LinkState): void {

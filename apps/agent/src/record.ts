@@ -133,6 +133,7 @@ export function releasedBody(
     },
     ...(run.keeperStartTicks === undefined ? {} : { startTicks: run.keeperStartTicks }),
     ...(parent === undefined ? {} : { parent }),
+    epoch: claims.epoch,
     ...(ask.reason === undefined ? {} : { reason: ask.reason }),
     ...(run.place === undefined ? {} : { place: run.place }),
   };
@@ -153,18 +154,35 @@ export function endedBody(
   };
 }
 
+interface Watched extends Identified {
+  readonly escapes: ReadonlySet<string>;
+}
+
 export function receiptBody(
-  { grantId, runId, containment }: Identified,
+  { grantId, runId, containment, escapes }: Watched,
   end: Closing,
   { claims, heardBootMs, heardAt }: Heard,
 ): HostBody<'receipt'> {
   const micros = (bootMs: number): number => Math.max(0, Math.round((bootMs - heardBootMs) * 1_000));
   const { survivors, processes } = end;
   return {
-    ...{ grantId, runId, epoch: claims.epoch, survivors, processes, containment },
+    ...{ grantId, runId, epoch: claims.epoch, survivors, processes, escapes: escapes.size, containment },
     outcome: end.cause === 'revoked' ? 'killed' : 'already_ended',
     heardAt: heardAt.toISOString(),
     ...(end.signalledBootMs === undefined ? {} : { signalledMicros: micros(end.signalledBootMs) }),
     emptyMicros: micros(end.emptyBootMs),
+  };
+}
+
+/** Not a final word: what stands in the way of one. */
+export function notEmptyBody(
+  { grantId, runId, containment, escapes }: Watched,
+  error: unknown,
+  { claims, heardAt }: Heard,
+): HostBody<'receipt'> {
+  return {
+    ...{ grantId, runId, epoch: claims.epoch, outcome: 'not_empty', heardAt: heardAt.toISOString() },
+    ...{ survivors: 0, processes: 0, escapes: escapes.size, containment },
+    why: (error instanceof Error ? error.message : 'unknown').slice(0, 1_024),
   };
 }

@@ -2,9 +2,12 @@
 import { freshUntil } from '@custody/core/freshness';
 import { graceMsDefault } from '@custody/core/limits';
 import type { Freshness } from '@custody/core/policy';
+import type { RevocableGrant } from '@custody/core/revocation';
 import type { HostBody } from '@custody/wire/ledger';
 import type { GrantClaims } from '@custody/wire/messages';
 import type { Held } from '@custody/wire/schema';
+import type { Ask } from './delivery.ts';
+import { startOf } from './process.ts';
 import type { Closing, Heard } from './record.ts';
 
 /** What the kernel says of the process at the other end of the socket. */
@@ -21,15 +24,18 @@ export interface KeeperEnd {
   fresh(untilBootMs: number): void;
 }
 
-export interface Run {
-  readonly grantId: string;
-  readonly runId: string;
+export interface Run extends RevocableGrant {
   readonly uid: number;
   readonly keeperPid: number;
   /** Unknown where /proc does not say. */
   readonly keeperStartTicks: string | undefined;
   readonly command: readonly string[];
   readonly credentials: readonly Held[];
+  /**
+   * The revocation epoch at its decision: what is not greater cannot hit it. Unknown of a run of an older agent, and
+   * of one of before the log was set back: there every entry counts.
+   */
+  epoch: number | undefined;
   readonly containment: GrantClaims['containment'];
   readonly ceilingBootMs: number;
   readonly graceMs: number;
@@ -39,8 +45,8 @@ export interface Run {
   freshUntilBootMs: number;
   /** False where the revocation log was set back since: what is proven now says nothing of the one before. */
   renewable: boolean;
-  /** The grants around it. */
-  readonly within: readonly string[];
+  /** The runs around it, innermost first, open or not. */
+  readonly within: readonly Run[];
   /** Where its files stand. */
   readonly place: string | undefined;
   /** Sequence number of its `released` entry; infinite until that is durable. */
@@ -51,6 +57,8 @@ export interface Run {
   revoked: Heard | undefined;
   watch: NodeJS.Timeout | undefined;
   sweeping: boolean;
+  /** Whether it was put on record that it could not be emptied so far. */
+  complained: boolean;
   /** When the agent began to empty the tree itself. */
   sweptBootMs: number | undefined;
   /** When the agent killed its group for a revocation. */
@@ -70,6 +78,7 @@ export function atStart() {
     revoked: undefined,
     watch: undefined,
     sweeping: false,
+    complained: false,
     sweptBootMs: undefined,
     killedBootMs: undefined,
     told: undefined,
@@ -77,10 +86,42 @@ export function atStart() {
   };
 }
 
+/** A run, and what is around it. */
+export function around(parent: Run | undefined): Run[] {
+  return parent === undefined ? [] : [parent, ...parent.within];
+}
+
+/** A run that was just granted: it holds nothing yet, and is fresh until somebody says for how long. */
+export function runGranted(
+  claims: GrantClaims,
+  ask: Ask,
+  peer: Peer,
+  ceilingBootMs: number,
+  within: readonly Run[],
+): Run {
+  const { grantId, runId, hostId, subject, policyRevision, epoch, credentials, containment } = claims;
+  return {
+    ...{ grantId, runId, hostId, subject, policyRevision, epoch, credentials, containment },
+    ...{ uid: peer.uid, keeperPid: peer.pid, keeperStartTicks: startOf(peer.pid), command: ask.command },
+    ...{ ceilingBootMs, freshness: claims.freshness, freshUntilBootMs: Infinity, graceMs: claims.graceMs },
+    within,
+    place: ask.wanted.some(({ deliver }) => deliver === 'file' || deliver === 'fifo') ? ask.place : undefined,
+    releasedSeq: Number.POSITIVE_INFINITY,
+    ...atStart(),
+  };
+}
+
 /** A run as its release has it on record. How fresh it is stands nowhere but with its keeper. */
-export function runOnRecord(body: HostBody<'released'>, within: readonly string[], releasedSeq: number): Run {
+export function runOnRecord(
+  body: HostBody<'released'>,
+  hostId: string,
+  within: readonly Run[],
+  releasedSeq: number,
+): Run {
   return {
     ...body,
+    hostId,
+    epoch: body.epoch,
     within,
     place: body.place,
     freshness: body.freshness,
@@ -128,6 +169,11 @@ export function adoptFreshness(run: Run, keptUntilBootMs: number | undefined, no
   if (run.freshness?.kind !== 'strict') return;
   const kept = Math.floor(Math.min(keptUntilBootMs ?? 0, nowBootMs + run.freshness.ms));
   run.freshUntilBootMs = Math.max(run.freshUntilBootMs, kept);
+}
+
+/** The place in the ledger of the oldest run that this one stands in, or of itself. */
+export function oldestSeq(run: Run): number {
+  return Math.min(...around(run).map(({ releasedSeq }) => releasedSeq));
 }
 
 /** What `custody agent status` shows of a run. */

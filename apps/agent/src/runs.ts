@@ -24,6 +24,7 @@ import {
   earliest,
   endedBody,
   keeperOf,
+  notEmptyBody,
   nothing,
   receiptBody,
   releasedBody,
@@ -39,13 +40,14 @@ import type { Log } from './log.ts';
 import type { Manifests } from './manifests.ts';
 import { openValues } from './opening.ts';
 import { releaseOf, type Release } from './release.ts';
-import { startOf } from './process.ts';
 import {
   adoptFreshness,
-  atStart,
+  around,
   boundBootMs,
+  oldestSeq,
   overdue,
   renewRun,
+  runGranted,
   runOnRecord,
   shown,
   type KeeperEnd,
@@ -56,7 +58,10 @@ import {
 import type { Spool } from './spool.ts';
 
 export interface RunsOptions {
+  readonly hostId: string;
   readonly hostName: string;
+  /** Why this host takes no run any more; undefined while it does. */
+  readonly refusal: () => CustodyError | undefined;
   readonly sealingKey: SealingKey;
   readonly link: () => Pick<
     Link,
@@ -101,6 +106,7 @@ export class Runs implements AsyncDisposable {
   readonly #closing = new Set<Promise<void>>();
   #refusalsWaiting = 0;
   #provenBootMs = -Infinity;
+  #noneOpen: PromiseWithResolvers<void> | undefined;
 
   constructor(options: RunsOptions) {
     this.#options = options;
@@ -110,7 +116,10 @@ export class Runs implements AsyncDisposable {
   replay(entry: LedgerEntry): void {
     if (entry.kind === 'released') {
       const body = hostKinds.released.parse(entry.body);
-      this.#runs.set(body.grantId, runOnRecord(body, this.#around(body.parent), entry.seq));
+      this.#runs.set(
+        body.grantId,
+        runOnRecord(body, this.#options.hostId, around(this.#runs.get(body.parent ?? '')), entry.seq),
+      );
     } else if (entry.kind === 'started') {
       const body = hostKinds.started.parse(entry.body);
       const run = this.#runs.get(body.grantId);
@@ -139,14 +148,26 @@ export class Runs implements AsyncDisposable {
     this.#record('escape', { grantId, runId, pid, ppid, startTicks, uid, name, cgroup });
   }
 
-  /** The lowest entry that the ledger on disk must keep: that of the oldest open run. */
+  /** The lowest entry that the ledger on disk must keep: that of the oldest open run, or of a run around one. */
   lowestOpenSeq(): number {
-    return Math.min(...[...this.#runs.values()].map((run) => run.releasedSeq));
+    return Math.min(...[...this.#runs.values()].map(oldestSeq));
+  }
+
+  /** The least epoch at which an open run was decided: every later entry of the log must be applied to it. */
+  lowestOpenEpoch(): number {
+    return Math.min(...[...this.#runs.values()].map(({ epoch }) => epoch ?? Number.POSITIVE_INFINITY));
+  }
+
+  readonly holds = (grantId: string): boolean => this.#runs.has(grantId);
+
+  /** Resolves when no run is open. */
+  whenNoneOpen(): Promise<void> {
+    if (this.#runs.size === 0) return Promise.resolve();
+    return (this.#noneOpen ??= Promise.withResolvers()).promise;
   }
 
   describe(): RunShown[] {
-    const now = this.#options.bootMs();
-    return [...this.#runs.values()].map((run) => shown(run, now));
+    return [...this.#runs.values()].map((run) => shown(run, this.#options.bootMs()));
   }
 
   /** Every revocation made before that instant has been applied here. */
@@ -250,7 +271,9 @@ export class Runs implements AsyncDisposable {
   /** One revocation, from the link. Kills first; the record follows when the tree is empty. */
   revoke(claims: RevocationClaims, heardBootMs: number, heardAt: Date): void {
     for (const run of this.#runs.values()) {
-      if (run.revoked !== undefined || !hits(claims.target, run)) continue;
+      // What was decided at this epoch, or later, was decided knowing of it.
+      if (run.revoked !== undefined || claims.epoch <= (run.epoch ?? 0) || !hits(claims.target, run))
+        continue;
       run.revoked = { claims, heardBootMs, heardAt };
       this.#endIfRevoked(run);
     }
@@ -271,6 +294,8 @@ export class Runs implements AsyncDisposable {
   async #admit(ask: Ask, peer: Peer): Promise<Release> {
     const { link: linkOf, spool, hostName, bootMs, newId } = this.#options;
     const link = linkOf();
+    const refusal = this.#options.refusal();
+    if (refusal !== undefined) throw refusal;
     if (this.#runs.size >= runsPerHostMax) {
       throw new CustodyError(
         'agent_unavailable',
@@ -343,8 +368,8 @@ export class Runs implements AsyncDisposable {
    * to be made, the control plane is asked meanwhile: a move can take longer than the answer.
    */
   #hold(ask: Ask, peer: Peer, runId: string) {
-    const around = ask.parent === undefined ? undefined : this.#runs.get(ask.parent)?.runId;
-    const { sure, done } = this.#options.groups.hold(runId, peer, around);
+    const outer = ask.parent === undefined ? undefined : this.#runs.get(ask.parent)?.runId;
+    const { sure, done } = this.#options.groups.hold(runId, peer, outer);
     const made = done.then((refusal) => {
       if (refusal !== undefined) this.#options.log.debug({ runId, refusal }, 'no cgroup for a run');
       return refusal === undefined ? ('cgroup' as const) : ask.containment;
@@ -359,11 +384,6 @@ export class Runs implements AsyncDisposable {
       this.#options.groups.drop(runId);
       throw error;
     }
-  }
-
-  /** A parent, and what is around it. */
-  #around(parent: string | undefined): string[] {
-    return parent === undefined ? [] : [parent, ...(this.#runs.get(parent)?.within ?? [])];
   }
 
   /** Read through a method: a revocation may have come during an await. */
@@ -397,26 +417,8 @@ export class Runs implements AsyncDisposable {
     parentMs: number | undefined,
   ): Run {
     const { ceilingMs } = decideCeiling({ policyMs: claims.ceilingMs, requestMs: ask.ttlMs, parentMs });
-    const run: Run = {
-      grantId: claims.grantId,
-      runId: claims.runId,
-      uid: peer.uid,
-      keeperPid: peer.pid,
-      keeperStartTicks: startOf(peer.pid),
-      command: ask.command,
-      credentials: claims.credentials,
-      containment: claims.containment,
-      ceilingBootMs: Math.floor(askedBootMs + ceilingMs),
-      freshness: claims.freshness,
-      freshUntilBootMs: Infinity,
-      graceMs: claims.graceMs,
-      within: this.#around(claims.parent),
-      place: ask.wanted.some(({ deliver }) => deliver === 'file' || deliver === 'fifo')
-        ? ask.place
-        : undefined,
-      releasedSeq: Number.POSITIVE_INFINITY,
-      ...atStart(),
-    };
+    const within = around(this.#runs.get(claims.parent ?? ''));
+    const run = runGranted(claims, ask, peer, Math.floor(askedBootMs + ceilingMs), within);
     this.#runs.set(run.grantId, run);
     return run;
   }
@@ -434,13 +436,14 @@ export class Runs implements AsyncDisposable {
   }
 
   #renewNoMore(): void {
-    for (const run of this.#runs.values()) run.renewable = false;
+    // Epochs of the new log say nothing of when they were decided either.
+    for (const run of this.#runs.values()) Object.assign(run, { renewable: false, epoch: undefined });
   }
 
   /** What stood inside a run that is over has nobody around it: it ends too, wherever it is. */
   #endWithin({ grantId }: Run): void {
     for (const inner of this.#runs.values()) {
-      if (inner.within[0] !== grantId || inner.told !== undefined) continue;
+      if (inner.within[0]?.grantId !== grantId || inner.told !== undefined) continue;
       if (inner.keeper !== undefined) inner.keeper.end('agent', 0);
       else if (inner.releasedSeq !== Number.POSITIVE_INFINITY) void this.#sweep(inner);
     }
@@ -550,6 +553,10 @@ export class Runs implements AsyncDisposable {
         { err: error, grantId: run.grantId },
         'a tree could not be emptied; trying again',
       );
+      if (run.revoked !== undefined && !run.complained) {
+        run.complained = true;
+        this.#record('receipt', notEmptyBody(run, error, run.revoked));
+      }
       run.watch = setTimeout(() => void this.#sweep(run), keeperReturnMsMax);
     } finally {
       run.sweeping = false;
@@ -564,9 +571,11 @@ export class Runs implements AsyncDisposable {
     if (end.cause === 'stale') runsStale.add(1);
     this.#endWithin(run);
     const { revoked } = run;
-    if (revoked === undefined) return;
-    revokedToEmpty.record(end.emptyBootMs - revoked.heardBootMs);
-    this.#record('receipt', receiptBody(run, end, revoked));
+    if (revoked !== undefined) {
+      revokedToEmpty.record(end.emptyBootMs - revoked.heardBootMs);
+      this.#record('receipt', receiptBody(run, end, revoked));
+    }
+    if (this.#runs.size === 0) this.#noneOpen?.resolve();
   }
 
   #record<Kind extends 'started' | 'ended' | 'receipt' | 'escape'>(kind: Kind, body: HostBody<Kind>): void {
@@ -593,9 +602,7 @@ export class Runs implements AsyncDisposable {
     this.#options
       .spool()
       .append('refused', { uid: peer.uid, pid: peer.pid, command, error: failureOf(error) })
-      .catch((cause: unknown) =>
-        this.#options.log.error({ err: cause }, 'a refusal could not be put on record'),
-      )
+      .catch((err: unknown) => this.#options.log.error({ err }, 'a refusal could not be put on record'))
       .finally(() => (this.#refusalsWaiting -= 1));
   }
 }

@@ -39,7 +39,9 @@ export class Shipper implements AsyncDisposable {
       hostDown(hostId, 'ledger'),
       ({ data }) => void this.#receipt(data),
     );
-    spool.onAppended((kinds) => (kinds.includes('receipt') ? this.nudge() : this.#nudgeSoon()));
+    spool.onAppended((kinds) =>
+      kinds.includes('receipt') || kinds.includes('banned') ? this.nudge() : this.#nudgeSoon(),
+    );
     this.#loop = this.#run();
   }
 

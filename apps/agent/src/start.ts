@@ -10,6 +10,8 @@ import { scan } from '@custody/keeper/scan';
 import { sweep } from '@custody/keeper/sweep';
 import { inboxPrefix } from '@custody/wire/subjects';
 import type { StartConfig } from './config.ts';
+import { Accounts } from './accounts.ts';
+import { Ban, readMark, requireNotBanned } from './ban.ts';
 import { Door } from './door.ts';
 import { Escapes } from './escapes.ts';
 import { groupPlaces, Groups, type GroupPlaces } from './groups.ts';
@@ -40,6 +42,7 @@ export async function startAgent(
   config: StartConfig,
   { log, wallClock }: AgentDependencies,
 ): Promise<AsyncDisposable> {
+  await requireNotBanned(config.dataDir);
   const identity = await loadIdentity(config.dataDir);
   await using stack = new AsyncDisposableStack();
   const { hostId, controlPlaneKey } = identity;
@@ -47,8 +50,16 @@ export async function startAgent(
   const manifests = await Manifests.open(join(config.dataDir, 'manifests.json'), log);
   stack.use(manifests);
   const groups = stack.use(new Groups({ hostId, places: config.groups ? placesHere() : nowhere, log }));
+  const ban: Ban = new Ban({
+    ...{ dataDir: config.dataDir, hostId, name: identity.name, log },
+    runs: () => runs,
+    link: () => link,
+    spool: () => spool,
+  });
   const runs: Runs = new Runs({
     manifests,
+    hostId,
+    refusal: () => ban.refusal,
     hostName: identity.name,
     sealingKey: identity.sealingKey,
     link: () => link,
@@ -92,13 +103,31 @@ export async function startAgent(
     bootMs: bootTimeMs,
     wallClock,
     log,
-    onRevocation: (claims, heardBootMs, heardAt) => runs.revoke(claims, heardBootMs, heardAt),
+    onRevocation: (claims, heardBootMs, heardAt) => {
+      runs.revoke(claims, heardBootMs, heardAt);
+      ban.heard(claims);
+    },
+    settled: () => ban.marked,
+    openSince: () => runs.lowestOpenEpoch(),
     onFresh: (provenBootMs) => runs.renew(provenBootMs),
     onLogChange: (change) => runs.logChanged(change),
     newNonce: () => newId('n'),
   });
+  stack.use(ban);
+  const accounts = new Accounts({
+    ...{ hostId, controlPlaneKey, sweep, wallClock, bootMs: bootTimeMs, log },
+    runs: () => runs,
+    link: () => link,
+    spool: () => spool,
+  });
+  // A ban that an earlier agent could not carry out to its end; the bus may not let this one hear of it again.
+  const mark = await readMark(config.dataDir);
+  if (mark !== undefined) {
+    runs.revoke(mark, bootTimeMs(), wallClock());
+    ban.heard(mark);
+  }
   const stopping = new AbortController();
-  const joined = joinBus(identity, { link, spool, log }, stopping.signal);
+  const joined = joinBus(identity, { link, accounts, spool, log }, stopping.signal);
   stack.defer(async () => {
     stopping.abort();
     await (await joined)[Symbol.asyncDispose]();
@@ -115,6 +144,8 @@ export async function startAgent(
         ['host_id', hostId],
         ['version', agentVersion],
         ['link', link.state],
+        ...(link.refusal === undefined ? [] : [['bus_refused', link.refusal] as const]),
+        ...(ban.refusal === undefined ? [] : [['banned', ban.refusal.publicMessage] as const]),
         ['revocation_epoch', String(link.cursor)],
         ['proven_ago_ms', agoMs(link.provenBootMs)],
         ['beacon_ago_ms', agoMs(link.beaconBootMs)],
@@ -138,7 +169,7 @@ export async function startAgent(
  */
 async function joinBus(
   identity: Identity,
-  { link, spool, log }: { link: Link; spool: Spool; log: Log },
+  { link, accounts, spool, log }: { link: Link; accounts: Accounts; spool: Spool; log: Log },
   signal: AbortSignal,
 ): Promise<AsyncDisposable> {
   await using stack = new AsyncDisposableStack();
@@ -156,14 +187,14 @@ async function joinBus(
     const shipper = new Shipper({ bus, spool, hostId: identity.hostId, log });
     stack.use(shipper);
     await shipper.start();
+    stack.use(await accounts.start(bus));
     stack.use(link);
     await link.start(bus, () => shipper.nudge());
   } catch (error) {
-    if (!signal.aborted)
-      log.error(
-        { err: error },
-        'the bus could not be joined: this host must be enrolled again, or its ban lifted',
-      );
+    if (!signal.aborted) {
+      log.error({ err: error }, 'the bus could not be joined: this host must be enrolled again');
+      link.refused(error instanceof Error ? error.message : 'refused');
+    }
   }
   return stack.move();
 }

@@ -15,7 +15,7 @@ import type { Granted, PolicyCopy } from '../src/link.ts';
 import type { Ended } from '../src/record.ts';
 import type { KeeperEnd, Peer } from '../src/run.ts';
 import { Runs, type RunsOptions } from '../src/runs.ts';
-import { at, captureLog, claimsOf, Clock, grantId, settle } from './support.ts';
+import { at, captureLog, claimsOf, Clock, grantId, hostId, settle } from './support.ts';
 
 export type Written = { [Kind in HostKind]: { kind: Kind; body: HostBody<Kind> } }[HostKind];
 
@@ -142,6 +142,8 @@ export async function scene(more: Partial<RunsOptions> = {}): Promise<Scene> {
     outside: async () => [],
     found: async () => ({ processes: [], emptyBootMs: clock.bootMs(), complaints: [] }),
     runs: new Runs({
+      hostId,
+      refusal: () => undefined,
       hostName: 'host-a',
       sealingKey,
       link: () => link,

@@ -47,6 +47,7 @@ async function open(more: { cp?: ControlPlane; cursor?: string; openRuns?: numbe
   const link = new Link({
     ...{ hostId, controlPlaneKey: controlKey, cursorFile, log },
     ...{ bootMs: clock.bootMs, wallClock: clock.wallClock },
+    ...{ settled: async () => {}, openSince: () => Number.POSITIVE_INFINITY },
     onRevocation: ({ epoch }) => void applied.push(epoch),
     onFresh: (provenBootMs) => void proven.push(provenBootMs),
     onLogChange: async (change) => {
@@ -301,6 +302,7 @@ describe('a log that was set back', () => {
     const link = new Link({
       ...{ hostId, controlPlaneKey: controlKey, cursorFile, log, onRevocation: () => {}, onFresh: () => {} },
       ...{ bootMs: clock.bootMs, wallClock: clock.wallClock, newNonce: () => 'n_00000001' },
+      ...{ settled: async () => {}, openSince: () => Number.POSITIVE_INFINITY },
       onLogChange: async () => {
         throw new Error('the disk is full');
       },

@@ -1,4 +1,5 @@
 // Owns the proof of the link: subscribe, catch up, serve; each revocation once and in order, whatever the bus brings.
+import type { RevocableGrant } from '@custody/core/revocation';
 import { signJws } from '@custody/crypto/jws';
 import { linkJoinMsMax, revocationsKeptMax } from '@custody/core/limits';
 import { signedTypes, type GrantRequest, type RevocationClaims } from '@custody/wire/messages';
@@ -36,7 +37,9 @@ interface Opened {
 }
 
 /** A link that has been started. `cursor`: what an earlier agent left. */
-async function openLink(options: { cp?: ControlPlane; cursor?: number; dir?: string } = {}): Promise<Opened> {
+async function openLink(
+  options: { cp?: ControlPlane; cursor?: number; dir?: string; openSince?: number } = {},
+): Promise<Opened> {
   const cp = options.cp ?? (await ControlPlane.open());
   const cursorFile = join(options.dir ?? folder(), 'cursor');
   if (options.cursor !== undefined) writeFileSync(cursorFile, `${options.cursor}\n`);
@@ -55,6 +58,8 @@ async function openLink(options: { cp?: ControlPlane; cursor?: number; dir?: str
     onFresh: () => {},
     onLogChange: async () => 0,
     newNonce: nonces(),
+    settled: async () => {},
+    openSince: () => options.openSince ?? Number.POSITIVE_INFINITY,
   });
   onTestFinished(() => link[Symbol.asyncDispose]());
   await link.start(cp.hostBus, () => void (served += 1));
@@ -268,6 +273,7 @@ describe('whenReady', () => {
         ...{ hostId, controlPlaneKey: controlKey, cursorFile: join(folder(), 'c'), log },
         ...{ bootMs: clock.bootMs, wallClock: clock.wallClock, onRevocation: () => {} },
         ...{ onFresh: () => {}, onLogChange: async () => 0, newNonce: nonces() },
+        ...{ settled: async () => {}, openSince: () => Number.POSITIVE_INFINITY },
       });
       onTestFinished(() => link[Symbol.asyncDispose]());
       return { link, clock };
@@ -423,8 +429,38 @@ describe('a grant', () => {
   });
 });
 
+describe('a link of an agent that died while it killed', () => {
+  it('begins at the epoch of its oldest open run, though the cursor stands behind the kill', async () => {
+    const cp = await ControlPlane.open();
+    for (let n = 1; n <= 4; n += 1) await cp.revoke(grantId(n));
+    const { applied, link } = await openReady({ cp, cursor: 4, openSince: 2 });
+    expect(applied.map(({ epoch }) => epoch)).toEqual([3, 4]);
+    expect(link.cursor).toBe(4);
+  });
+
+  it('begins at its cursor where that is less', async () => {
+    const cp = await ControlPlane.open();
+    for (let n = 1; n <= 4; n += 1) await cp.revoke(grantId(n));
+    const { applied } = await openReady({ cp, cursor: 3, openSince: 9 });
+    expect(applied.map(({ epoch }) => epoch)).toEqual([4]);
+  });
+});
+
+it('a bus that refuses this host is said so, and to whoever asks for a run', async () => {
+  const { link, log } = await openReady({ cursor: 0 });
+  link.refused('user: User Authentication Revoked');
+  link.refused('user: User Authentication Revoked');
+  expect(log().match(/the bus refuses this host/g)).toHaveLength(1);
+  expect(link.refusal).toContain('Revoked');
+});
+
+const revocable = (n: number): RevocableGrant => ({
+  ...{ grantId: grantId(n), runId: `r_${n}`, hostId, subject: 'host-a/1000', credentials: [] },
+  ...{ policyRevision: 1, within: [] },
+});
+
 describe('a grant that was revoked while it was under way', () => {
-  const held = { grantId: grantId(1) };
+  const held = revocable(1);
 
   it('is found, whether the revocation was heard before or must be pulled', async () => {
     const { cp, link } = await openReady({ cursor: 0 });
@@ -436,8 +472,8 @@ describe('a grant that was revoked while it was under way', () => {
     await cp.revoke(grantId(7));
     expect(await link.standing(held, 2)).toBeUndefined();
     expect(link.cursor).toBe(2);
-    expect(link.revokedSince({ grantId: grantId(7) }, 1)).toMatchObject({ epoch: 2 });
-    expect(link.revokedSince({ grantId: grantId(8) }, 0)).toBeUndefined();
+    expect(link.revokedSince(revocable(7), 1)).toMatchObject({ epoch: 2 });
+    expect(link.revokedSince(revocable(8), 0)).toBeUndefined();
   });
 
   it('cannot be judged by a host that stays behind the decision', async () => {

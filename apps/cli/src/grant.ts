@@ -1,10 +1,9 @@
-// Owns `custody grant …` and `custody revoke`.
+// Owns `custody grant …`.
 import type { Command } from 'commander';
 import { formatDuration } from '@custody/core/duration';
-import { waitForReceiptMsDefault } from '@custody/core/limits';
-import type { GrantView, ReceiptView, RevocationView } from '@custody/wire/http';
+import type { GrantView } from '@custody/wire/http';
 import type { ProcessRow } from '@custody/wire/ledger';
-import { ask, note, show, table, type Context } from './context.ts';
+import { ask, show, table, type Context } from './context.ts';
 
 export function grantCommands(program: Command, context: Context): void {
   const grant = program.command('grant').description('what runs hold');
@@ -31,76 +30,8 @@ export function grantCommands(program: Command, context: Context): void {
     });
 }
 
-export function revokeCommand(program: Command, context: Context): void {
-  program
-    .command('revoke')
-    .description('take a credential back, now, wherever it is held')
-    .requiredOption('--grant <id>', 'the grant; custody grant list --active shows them')
-    .option('--reason <text>', 'goes on record', 'no reason given')
-    .option('--wait', 'wait for the receipts; exit 0 when proven, 3 when only bounded')
-    .option('--json', 'answer as JSON')
-    .action(async (options: { grant: string; reason: string; wait?: boolean; json?: boolean }) => {
-      const { reason } = options;
-      let revocation = await ask(context, 'revocation.create', {
-        body: { target: { kind: 'grant', id: options.grant }, reason },
-      });
-      if (options.wait === true) revocation = await untilKnown(context, revocation);
-      show(context, options.json, revocation, () => revocationText(revocation));
-      if (options.wait === true && !revocation.proven) process.exitCode = 3;
-    });
-}
-
-/** Follows the receipts until each is proven or its bound has passed. */
-async function untilKnown(context: Context, made: RevocationView): Promise<RevocationView> {
-  let revocation = made;
-  let said = '';
-  for (;;) {
-    const pending = revocation.receipts.filter((receipt) => receipt.state === 'pending');
-    if (pending.length === 0) return revocation;
-    const line = pending
-      .map(
-        ({ host, boundAt }) =>
-          `waiting for ${host}; freshness or ceiling ends it by ${boundAt} at the latest`,
-      )
-      .join('\n');
-    revocation = await ask(
-      context,
-      'revocation.get',
-      { params: { epoch: String(revocation.epoch) }, query: { waitMs: '1000' } },
-      waitForReceiptMsDefault * 2,
-    );
-    if (!revocation.proven && line !== said) note(context, line);
-    said = line;
-  }
-}
-
-export function receiptText(receipt: ReceiptView): string {
-  switch (receipt.state) {
-    case 'pending':
-      return `${receipt.host}: no receipt yet; freshness or ceiling ends it by ${receipt.boundAt} at the latest`;
-    case 'bounded':
-      return `${receipt.host}: no receipt; freshness or ceiling had ended it by ${receipt.boundAt}`;
-    case 'already_ended':
-      return `${receipt.host}: the run had already ended`;
-    case 'killed': {
-      const { signalledMicros, emptyMicros, processes = 0, survivors = 0, containment = '' } = receipt;
-      const after = `signalled ${milliseconds(signalledMicros)} and tree empty ${milliseconds(emptyMicros)} after the host heard of it`;
-      return `${receipt.host}: killed; ${after}; processes ended ${processes}, survivors ${survivors} (${containment})`;
-    }
-  }
-}
-
 export function freshnessText(freshness: GrantView['freshness']): string {
   return freshness.kind === 'strict' ? `strict ${formatDuration(freshness.ms)}` : 'best effort';
-}
-
-function milliseconds(micros: number | undefined): string {
-  return micros === undefined ? 'at an unknown time' : `${(micros / 1_000).toFixed(1)} ms`;
-}
-
-function revocationText(revocation: RevocationView): string {
-  const head = `revocation ${revocation.epoch}: ${revocation.target.kind} ${revocation.target.id}: ${revocation.reason}`;
-  return [head, ...revocation.receipts.map((receipt) => `  ${receiptText(receipt)}`)].join('\n');
 }
 
 function grantTable(grants: readonly GrantView[]): string {

@@ -16,6 +16,7 @@ import {
 import type { HostView } from '@custody/wire/http';
 import { findRunning, layoutOf } from '@custody/constellation/layout';
 import { ask, defaultDataDir, show, table, type Context } from './context.ts';
+import { finish, waitLimit, type WaitOptions } from './revoke.ts';
 import { collect } from './secret.ts';
 
 const statusTimeoutMs = 3_000;
@@ -48,6 +49,20 @@ export function hostCommands(program: Command, context: Context): void {
           ]),
         ),
       );
+    });
+
+  host
+    .command('ban')
+    .description('end everything on a host, wipe its keys, and cut it off; it has to enrol again')
+    .argument('<name>')
+    .requiredOption('--reason <text>', 'goes on record')
+    .option('--wait', 'wait for the receipts; exit 0 when proven, 3 when only bounded')
+    .option('--timeout <duration>', 'with --wait: give up after this long, with 3 unless all is proven')
+    .option('--json', 'answer as JSON')
+    .action(async (name: string, options: { reason: string } & WaitOptions) => {
+      waitLimit(options);
+      const made = await ask(context, 'host.ban', { params: { name }, body: { reason: options.reason } });
+      await finish(context, made, options);
     });
 
   host
@@ -188,8 +203,8 @@ async function askAgent(path: string): Promise<Frame> {
 function hostTable(hosts: readonly HostView[]): string {
   return table(
     ['NAME', 'ID', 'LAST SEEN', 'CONTAINMENT', 'LEDGER'],
-    hosts.map(({ name, hostId, lastSeenAt, containment, ledger }) => [
-      name,
+    hosts.map(({ name, hostId, lastSeenAt, containment, ledger, bannedAt }) => [
+      bannedAt === undefined ? name : `${name} BANNED`,
       hostId,
       lastSeenAt ?? 'never',
       containment ?? '',

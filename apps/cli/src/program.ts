@@ -3,10 +3,12 @@ import { Command, CommanderError } from 'commander';
 import { CustodyError, exitCodeOf } from '@custody/core/errors';
 import { completionCommand } from './completion.ts';
 import type { Context } from './context.ts';
-import { grantCommands, revokeCommand } from './grant.ts';
+import { eventsCommand } from './events.ts';
+import { grantCommands } from './grant.ts';
 import { agentCommands, hostCommands } from './host.ts';
 import { ledgerCommands } from './ledger.ts';
 import { policyCommands } from './policy.ts';
+import { revokeCommands } from './revoke.ts';
 import { secretCommands } from './secret.ts';
 import { upCommands } from './up.ts';
 
@@ -41,7 +43,8 @@ export function createProgram(context: Context): Command {
     )
     .helpOption(false);
   grantCommands(program, context);
-  revokeCommand(program, context);
+  revokeCommands(program, context);
+  eventsCommand(program, context);
   ledgerCommands(program, context);
   completionCommand(program, context);
   strict(program);

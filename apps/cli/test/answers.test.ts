@@ -5,7 +5,7 @@ import { endpoints } from '@custody/wire/http';
 import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
-import { at, answers, cli, folder, grant, revocation, stub } from './support.ts';
+import { at, answers, countsOf, cli, folder, grant, revocation, stub } from './support.ts';
 
 interface Checked {
   safeParse(value: unknown): { success: boolean };
@@ -37,7 +37,24 @@ describe('--json', () => {
       ['ledger', 'query', '--secret', 'prod/stripe'],
       endpoints['ledger.possession'].reply.shape.rows,
     ],
-    ['revoke', ['revoke', '--grant', 'g_00000001'], endpoints['revocation.create'].reply],
+    [
+      'revoke',
+      ['revoke', '--grant', 'g_00000001', '--reason', 'leaked'],
+      endpoints['revocation.create'].reply,
+    ],
+    [
+      'lift',
+      ['lift', '--epoch', '2', '--reason', 'rotated'],
+      endpoints['revocation.lift'].reply.shape.lifted,
+    ],
+    [
+      'revocation list',
+      ['revocation', 'list', '--standing'],
+      endpoints['revocation.list'].reply.shape.revocations,
+    ],
+    ['revocation show', ['revocation', 'show', '1'], endpoints['revocation.get'].reply],
+    ['host ban', ['host', 'ban', 'host-a', '--reason', 'stolen'], endpoints['host.ban'].reply],
+    ['events', ['events'], endpoints['events.follow'].reply],
     ['status', ['status'], endpoints['status'].reply],
   ])('of %s is JSON of the shape that the wire has', async (_, argv, schema) => {
     const { environment } = await stub();
@@ -173,21 +190,28 @@ describe('revoke --wait', () => {
   const pending = {
     ...revocation,
     proven: false,
-    receipts: [{ ...revocation.receipts[0], state: 'pending' }],
+    counts: countsOf('pending', 0),
+    receipts: [{ ...revocation.receipts[0], state: 'pending', proven: false }],
   };
   const bounded = {
     ...revocation,
     proven: false,
-    receipts: [{ ...revocation.receipts[0], state: 'bounded' }],
+    counts: countsOf('late', 0),
+    receipts: [{ ...revocation.receipts[0], state: 'late', proven: false }],
   };
+
+  const command = ['revoke', '--grant', 'g_00000001', '--reason', 'leaked', '--wait'];
 
   it('exits 0 when every receipt has come', async () => {
     const { environment, asked } = await stub({ 'revocation.create': () => ({ body: pending }) });
-    const { code, out, err } = await cli(['revoke', '--grant', 'g_00000001', '--wait'], environment);
+    const { code, out, err } = await cli(command, environment);
     expect(code).toBe(0);
-    expect(out).toContain('host-a: killed');
+    expect(out).toContain('host-a g_00000001: killed');
     expect(asked.map(({ action }) => action)).toEqual(['revocation.create', 'revocation.get']);
-    expect(err).toBe('');
+    expect(err.trim().split('\n')).toEqual([
+      `host-a: 0 of 1 proven; pending: ended by ${at} at the latest`,
+      'host-a: 1 of 1 proven',
+    ]);
   });
 
   it('exits 3 when only the bound has passed', async () => {
@@ -195,7 +219,15 @@ describe('revoke --wait', () => {
       'revocation.create': () => ({ body: pending }),
       'revocation.get': () => ({ body: bounded }),
     });
-    expect(await cli(['revoke', '--grant', 'g_00000001', '--wait'], environment)).toMatchObject({ code: 3 });
+    const { code, out } = await cli(command, environment);
+    expect(code).toBe(3);
+    expect(out).toContain('nobody has proven it');
+  });
+
+  it('exits 3 when the time is up, and shows what is owed', async () => {
+    const { environment } = await stub({ 'revocation.create': () => ({ body: pending }) });
+    const { code, out } = await cli([...command, '--timeout', '0s'], environment);
+    expect([code, /no receipt yet/.test(out)]).toEqual([3, true]);
   });
 
   it('says where it waits, once', async () => {
@@ -204,8 +236,42 @@ describe('revoke --wait', () => {
       'revocation.create': () => ({ body: pending }),
       'revocation.get': () => ({ body: (asked += 1) < 4 ? pending : revocation }),
     });
-    const { err } = await cli(['revoke', '--grant', 'g_00000001', '--wait'], environment);
-    expect(err.match(/waiting for host-a/g)).toHaveLength(1);
+    const { err } = await cli(command, environment);
+    expect(err.match(/host-a: 0 of 1 proven/g)).toHaveLength(1);
+  });
+});
+
+describe('a target', () => {
+  it.each([
+    [['--grant', 'g_00000001'], { kind: 'grant', id: 'g_00000001' }],
+    [['--run', 'r_00000001'], { kind: 'run', id: 'r_00000001' }],
+    [['--host', 'host-a'], { kind: 'host', name: 'host-a' }],
+    [['--subject', 'host-a/1000'], { kind: 'subject', subject: 'host-a/1000' }],
+    [['--secret', 'prod/stripe'], { kind: 'secret', path: 'prod/stripe' }],
+    [['--secret', 'prod/stripe@3'], { kind: 'secret', path: 'prod/stripe', version: 3 }],
+    [['--prefix', 'prod/'], { kind: 'prefix', path: 'prod' }],
+    [['--policy-revision', '7'], { kind: 'policy_revision', revision: 7 }],
+    [['--all'], { kind: 'all' }],
+  ])('%j is asked for as %j', async (flags, target) => {
+    const { environment, asked } = await stub();
+    await cli(['revoke', ...flags, '--reason', 'leaked'], environment);
+    expect(asked[0]?.body).toEqual({ target, reason: 'leaked', dryRun: false });
+  });
+
+  it('that would be hit is shown, and nothing is waited for', async () => {
+    const hit = {
+      ...{ host: 'host-a', grantId: 'g_00000001', runId: 'r_00000001', subject: 'host-a/1000' },
+      ...{ command: ['node'], paths: ['prod/stripe'], boundAt: at },
+    };
+    const preview = {
+      ...{ dryRun: true, target: { kind: 'all' }, standing: false, grants: 1 },
+      ...{ hosts: [{ host: 'host-a', grants: 1 }], hits: [hit], more: 0 },
+    };
+    const { environment, asked } = await stub({ 'revocation.create': () => ({ body: preview }) });
+    const { code, out } = await cli(['revoke', '--all', '--reason', 'x', '--dry-run', '--wait'], environment);
+    expect([code, asked.length]).toEqual([0, 1]);
+    expect(out).toContain('everything would hit 1 on 1 hosts; nothing was written');
+    expect(out).toContain('g_00000001');
   });
 });
 

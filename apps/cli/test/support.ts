@@ -110,19 +110,38 @@ const host = {
 const receipt = {
   host: 'host-a',
   grantId: grant.grantId,
+  runId: grant.runId,
+  subject: grant.subject,
+  command: grant.command,
   state: 'killed' as const,
+  proven: true,
   boundAt: at,
   survivors: 0,
   processes: 1,
 };
+export const countsOf = (state: 'killed' | 'pending' | 'unreachable' | 'late', proven: number) => ({
+  ...{ expected: 1, proven, pending: 0, killed: 0, ended: 0, never_released: 0, unreachable: 0, late: 0 },
+  [state]: 1,
+});
 export const revocation = {
   epoch: 1,
   target: { kind: 'grant' as const, id: grant.grantId },
   reason: 'leaked',
   createdAt: at,
   createdBy: 'operator',
+  standing: false,
+  counts: countsOf('killed', 1),
   receipts: [receipt],
+  more: 0,
   proven: true,
+};
+const standing = {
+  ...{ epoch: 2, target: { kind: 'secret' as const, path: 'prod/stripe', version: 3 }, reason: 'leaked' },
+  ...{ createdAt: at, createdBy: 'operator', standing: true },
+};
+export const event = {
+  ...{ id: 7, at, kind: 'revoked' as const, author: 'control-plane', name: 'control-plane' },
+  body: { by: 'operator', epoch: 1, target: revocation.target, reason: 'leaked' },
 };
 
 /** What the stub answers where a test says nothing else; each is of the shape that the endpoint promises. */
@@ -148,10 +167,13 @@ export const answers: Readonly<Record<Action, unknown>> = {
   },
   'host.list': { hosts: [host] },
   'host.get': host,
+  'host.ban': revocation,
   'host.token': { tokenId: 't_00000001', token: 'cjt_x', expiresAt: at },
   'grant.list': { grants: [grant] },
   'grant.get': { ...grant, jws: 'a.b.c' },
   'revocation.create': revocation,
+  'revocation.lift': { lifted: [{ ...standing, lifted: { at, by: 'operator', reason: 'rotated' } }] },
+  'revocation.list': { revocations: [standing] },
   'revocation.get': revocation,
   'ledger.possession': {
     rows: [
@@ -172,6 +194,7 @@ export const answers: Readonly<Record<Action, unknown>> = {
   },
   'ledger.authors': { authors: [] },
   'ledger.lines': { lines: [] },
+  'events.follow': event,
   status: {
     version: '0.1.0',
     protocol: 1,
@@ -212,6 +235,12 @@ export async function stub(
       };
       asked.push(one);
       const { status = 200, body } = changed[action]?.(one) ?? { body: answers[action] };
+      if (action === 'events.follow' && status === 200) {
+        response.writeHead(200, { 'content-type': 'text/event-stream' });
+        const events = Array.isArray(body) ? body : [body];
+        response.end(events.map((each) => `id: 1\nevent: x\ndata: ${JSON.stringify(each)}\n\n`).join(''));
+        return;
+      }
       response.writeHead(status, { 'content-type': 'application/json' }).end(JSON.stringify(body));
     });
   });

@@ -9,6 +9,7 @@ import type { ChainHead, LedgerRow, NextEntry } from '@custody/store/ledger';
 import { controlPlaneAuthor, type ControlPlaneBody, type ControlPlaneKind } from '@custody/wire/ledger';
 import {
   signedTypes,
+  type AccountClaims,
   type BeaconClaims,
   type GrantClaims,
   type HeadClaims,
@@ -47,6 +48,10 @@ export class Authority {
 
   signHead(claims: HeadClaims): Promise<string> {
     return signJws(this.#seed, signedTypes.head, claims);
+  }
+
+  signAccount(claims: AccountClaims): Promise<string> {
+    return signJws(this.#seed, signedTypes.account, claims);
   }
 
   signPolicy(claims: PolicyClaims): Promise<string> {

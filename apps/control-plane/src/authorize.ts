@@ -32,14 +32,18 @@ export const authorizeTable: Readonly<Record<Action, readonly Role[] | 'join-tok
   'policy.explain': everyone,
   'host.list': everyone,
   'host.get': everyone,
+  'host.ban': operators,
   'host.token': operators,
   'grant.list': everyone,
   'grant.get': everyone,
   'revocation.create': operators,
+  'revocation.lift': operators,
+  'revocation.list': everyone,
   'revocation.get': everyone,
   'ledger.possession': everyone,
   'ledger.authors': everyone,
   'ledger.lines': everyone,
+  'events.follow': everyone,
   status: everyone,
 };
 

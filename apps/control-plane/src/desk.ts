@@ -62,6 +62,8 @@ async function respond(
       try {
         const host = hostId === undefined ? undefined : await hostById(db, hostId);
         if (host === undefined) throw new CustodyError('not_found', `no host ${hostId} is enrolled`);
+        // Of the log it may have the rest: the ban stands there.
+        if (host.bannedAt !== undefined && what !== 'revocations') throw banned(host);
         return encodeJson(await answer(host, message.data));
       } catch (error) {
         if (!(error instanceof CustodyError))
@@ -70,6 +72,12 @@ async function respond(
       }
     },
   );
+}
+
+function banned({ name }: HostRow): CustodyError {
+  return new CustodyError('revoked', `${name} was banned`, {
+    next: 'it has to be enrolled again, with a new join token and an empty data folder',
+  });
 }
 
 /** A database that does not answer is a fact the host's user should read; any other surprise is not. */

@@ -122,8 +122,9 @@ export class Grants {
     const grantId = newId('g');
     const grantedAt = now();
     const { runId, requestId, containment, uid, pid, command, cwd, reason } = request;
+    const asked = { hostId: host.id, subject, secrets: credentials, parentGrant: request.parent?.grantId };
     const grant = await traced('store.issue_grant', { attributes: { 'db.system.name': 'postgresql' } }, () =>
-      store.issueGrant(db, authority.author, request.parent?.grantId, async (epoch) => {
+      store.issueGrant(db, authority.author, asked, async (epoch) => {
         const claims: GrantClaims = {
           grantId,
           requestId,

@@ -137,5 +137,6 @@ function view(
       ? {}
       : { containment: row.containment as NonNullable<HostView['containment']> }),
     ...(chain === undefined ? {} : { ledger: { ...chain.head, forked: chain.forked } }),
+    ...(row.bannedAt === undefined ? {} : { bannedAt: row.bannedAt.toISOString() }),
   };
 }

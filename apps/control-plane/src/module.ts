@@ -2,6 +2,7 @@
 import 'reflect-metadata';
 import { Module, type DynamicModule } from '@nestjs/common';
 import { PARTS, type Parts } from './parts.ts';
+import { EventRoutes } from './routes/events.ts';
 import { GrantRoutes } from './routes/grants.ts';
 import { HostRoutes } from './routes/hosts.ts';
 import { LedgerRoutes } from './routes/ledger.ts';
@@ -14,7 +15,15 @@ export class ControlPlaneModule {
   static with(parts: Parts): DynamicModule {
     return {
       module: ControlPlaneModule,
-      controllers: [SecretRoutes, PolicyRoutes, HostRoutes, GrantRoutes, LedgerRoutes, StatusRoutes],
+      controllers: [
+        SecretRoutes,
+        PolicyRoutes,
+        HostRoutes,
+        GrantRoutes,
+        LedgerRoutes,
+        EventRoutes,
+        StatusRoutes,
+      ],
       providers: [{ provide: PARTS, useValue: parts }],
     };
   }

@@ -4,49 +4,32 @@ import { outboxBatchMax, reconcileIntervalMs } from '@custody/core/limits';
 import type { Database } from '@custody/store/database';
 import { removeSent, unsentMessages } from '@custody/store/outbox';
 import type { Log } from './log.ts';
+import { Reconciler } from './reconciler.ts';
 
 /** As much of the bus as the relay uses. */
 type Outlet = Pick<Bus, 'connected' | 'publish' | 'flush'>;
 
 export class OutboxRelay implements AsyncDisposable {
   readonly #db: Database;
-  readonly #log: Log;
   readonly #bus: () => Outlet | undefined;
-  readonly #timer: NodeJS.Timeout;
-  #running: Promise<void> | undefined;
-  #again = false;
-  #stopped = false;
+  readonly #reconciler: Reconciler;
 
   constructor(db: Database, bus: () => Outlet | undefined, log: Log) {
     this.#db = db;
     this.#bus = bus;
-    this.#log = log;
-    this.#timer = setInterval(() => this.nudge(), reconcileIntervalMs);
+    this.#reconciler = new Reconciler(
+      () => this.#relay(),
+      reconcileIntervalMs,
+      (error) => log.warn({ err: error }, 'the outbox could not be emptied; the timer tries again'),
+    );
   }
 
-  /** Nudge and timer take the same path. */
   nudge(): void {
-    this.#again = true;
-    this.#running ??= this.#run().finally(() => {
-      this.#running = undefined;
-    });
+    this.#reconciler.nudge();
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    this.#stopped = true;
-    clearInterval(this.#timer);
-    await this.#running;
-  }
-
-  async #run(): Promise<void> {
-    while (this.#again && !this.#stopped) {
-      this.#again = false;
-      try {
-        await this.#relay();
-      } catch (error) {
-        this.#log.warn({ err: error }, 'the outbox could not be emptied; the timer tries again');
-      }
-    }
+    await this.#reconciler[Symbol.asyncDispose]();
   }
 
   async #relay(): Promise<void> {
@@ -60,6 +43,6 @@ export class OutboxRelay implements AsyncDisposable {
       this.#db,
       messages.map((message) => message.id),
     );
-    if (messages.length === outboxBatchMax) this.#again = true;
+    if (messages.length === outboxBatchMax) this.nudge();
   }
 }

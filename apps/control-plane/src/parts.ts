@@ -1,4 +1,5 @@
 // Owns the list of plain classes that the routes call. Nest injects this one object and knows nothing else.
+import type { Events } from './events.ts';
 import type { Grants } from './grants.ts';
 import type { Health } from './health.ts';
 import type { Hosts } from './hosts.ts';
@@ -14,6 +15,7 @@ export interface Parts {
   readonly grants: Grants;
   readonly revocations: Revocations;
   readonly ledgers: Ledgers;
+  readonly events: Events;
   readonly health: Health;
 }
 

@@ -1,25 +1,26 @@
-// Owns revocation: one transaction, one broadcast, and the receipts that prove what every host did.
+// Owns revocation: one transaction, one broadcast, what it would hit, its lift, and the receipts that prove what every host did.
 import { CustodyError } from '@custody/core/errors';
-import { revokedBound } from '@custody/core/freshness';
-import { revocationPageMax } from '@custody/core/limits';
+import { endSlackMs, revokedBound } from '@custody/core/freshness';
+import { receiptRowsMax, revocationPageMax } from '@custody/core/limits';
+import { stands, type RevocationTarget } from '@custody/core/revocation';
 import type { Database } from '@custody/store/database';
 import { logHead } from '@custody/store/revocation-log';
 import * as store from '@custody/store/revocations';
 import { counter } from '@custody/telemetry/telemetry';
-import { hostKinds } from '@custody/wire/ledger';
-import type { ReceiptView, RevocationView } from '@custody/wire/http';
-import type { RevocationsAnswer } from '@custody/wire/messages';
+import type { RevocationPreview, RevocationSummary, RevocationView } from '@custody/wire/http';
+import type { NamedTarget, RevocationsAnswer } from '@custody/wire/messages';
 import { encodeJson } from '@custody/wire/schema';
 import { fleet } from '@custody/wire/subjects';
 import type { Authority } from './authority.ts';
 import { headStatement } from './beacon.ts';
-import type { Grants } from './grants.ts';
+import type { Hosts } from './hosts.ts';
 import type { News } from './news.ts';
+import { revocationSummary, revocationView } from './receipts.ts';
 
 export interface RevocationsOptions {
   readonly db: Database;
   readonly authority: Authority;
-  readonly grants: Grants;
+  readonly hosts: Pick<Hosts, 'byName'>;
   readonly news: News;
   readonly now: () => Date;
   readonly nudgeOutbox: () => void;
@@ -34,29 +35,61 @@ export class Revocations {
     this.#options = options;
   }
 
-  async revoke(by: string, target: { kind: 'grant'; id: string }, reason: string): Promise<RevocationView> {
-    const { db, authority, now, nudgeOutbox } = this.#options;
-    const row = await store.revoke(
-      db,
-      authority.author,
-      { targetKind: target.kind, target: target.id, reason, createdBy: by },
-      {
-        now,
-        sign: (epoch, createdAt, log) =>
-          authority.signRevocation({
-            ...{ epoch, target, reason, at: createdAt.toISOString() },
-            ...(log.since === undefined ? {} : { log: log.id }),
-          }),
-        entryFor: (epoch, createdAt) => authority.entry('revoked', createdAt, { by, epoch, target, reason }),
-        broadcastOf: (entry) => ({ subject: fleet('revocation'), payload: encodeJson({ entry }) }),
-      },
-    );
-    nudgeOutbox();
-    revocationsMade.add(1);
-    return this.#view(row);
+  async revoke(by: string, named: NamedTarget, reason: string): Promise<RevocationView> {
+    return this.#revoke(by, await this.#resolve(named), reason);
   }
 
-  /** The receipts so far. With `waitMs`: where some are pending, waits for news of the ledger, at most that long. */
+  /** The host's keys end too: `Bans` cuts it off once it has had its time. */
+  async ban(by: string, name: string, reason: string): Promise<RevocationView> {
+    const { id } = await this.#options.hosts.byName(name);
+    return this.#revoke(by, { kind: 'host', id, name, ban: true }, reason);
+  }
+
+  /** What it would hit. Nothing is written. */
+  async preview(named: NamedTarget): Promise<RevocationPreview> {
+    const { db, now } = this.#options;
+    const target = await this.#resolve(named);
+    const at = now();
+    const { grants, hosts, hits } = await store.previewHits(db, target, {
+      now: at,
+      slackMs: endSlackMs,
+    });
+    return {
+      ...{ dryRun: true, target, standing: stands(target), grants, hosts },
+      hits: hits.map((hit) => {
+        const { host, grantId, runId, subject, command, paths } = hit;
+        return {
+          ...{ host, grantId, runId, subject, command: [...command], paths: [...paths] },
+          boundAt: revokedBound(hit, at).toISOString(),
+        };
+      }),
+      more: Math.max(0, grants - receiptRowsMax),
+    };
+  }
+
+  async lift(
+    by: string,
+    what: { epoch: number } | { target: NamedTarget },
+    reason: string,
+  ): Promise<RevocationSummary[]> {
+    const { db, authority, news, now } = this.#options;
+    const at = now();
+    const rows = await store.lift(
+      db,
+      authority.author,
+      'epoch' in what ? what : { target: await this.#resolve(what.target) },
+      { at, by, reason },
+      ({ epoch, target }) => authority.entry('lifted', at, { by, epoch, target, reason }),
+    );
+    news.announce();
+    return rows.map(revocationSummary);
+  }
+
+  async list(standingOnly: boolean): Promise<RevocationSummary[]> {
+    return (await store.listRevocations(this.#options.db, standingOnly)).map(revocationSummary);
+  }
+
+  /** The receipts so far. With `waitMs`: where some are owed, waits for news of the ledger, at most that long. */
   async get(epoch: number, waitMs: number): Promise<RevocationView> {
     const { db, news } = this.#options;
     const row = await store.revocationByEpoch(db, epoch);
@@ -85,41 +118,39 @@ export class Revocations {
     return store.revocationHead(this.#options.db);
   }
 
-  async #view(row: store.RevocationRow): Promise<RevocationView> {
-    const receipt = await this.#receipt(row);
-    return {
-      epoch: row.epoch,
-      target: { kind: 'grant', id: row.target },
-      reason: row.reason,
-      createdAt: row.createdAt.toISOString(),
-      createdBy: row.createdBy,
-      receipts: [receipt],
-      proven: receipt.state === 'killed' || receipt.state === 'already_ended',
-    };
+  async #revoke(by: string, target: RevocationTarget, reason: string): Promise<RevocationView> {
+    const { db, authority, news, now, nudgeOutbox } = this.#options;
+    const row = await store.revoke(
+      db,
+      authority.author,
+      { target, reason, createdBy: by, slackMs: endSlackMs },
+      {
+        now,
+        sign: (epoch, createdAt, log) =>
+          authority.signRevocation({
+            ...{ epoch, target, reason, at: createdAt.toISOString() },
+            ...(log.since === undefined ? {} : { log: log.id }),
+          }),
+        entryFor: (epoch, createdAt, expected) =>
+          authority.entry('revoked', createdAt, { by, epoch, target, reason, expected }),
+        broadcastOf: (entry) => ({ subject: fleet('revocation'), payload: encodeJson({ entry }) }),
+      },
+    );
+    nudgeOutbox();
+    revocationsMade.add(1);
+    news.announce();
+    return this.#view(row);
   }
 
-  async #receipt(row: store.RevocationRow): Promise<ReceiptView> {
-    const { db, grants, now } = this.#options;
-    const grant = await grants.story(row.target);
-    const bound = revokedBound(grant, row.createdAt);
-    const base = { host: grant.host, grantId: grant.id, boundAt: bound.toISOString() };
-    const body = hostKinds.receipt.safeParse(
-      await store.receiptBody(db, grant.id, grant.hostId, row.epoch),
-    ).data;
-    if (body !== undefined) {
-      const { outcome, heardAt, signalledMicros, emptyMicros, survivors, processes, containment } = body;
-      return {
-        ...base,
-        state: outcome,
-        heardAt,
-        ...(signalledMicros === undefined ? {} : { signalledMicros }),
-        ...(emptyMicros === undefined ? {} : { emptyMicros }),
-        survivors,
-        processes,
-        containment,
-      };
-    }
-    if (grant.ended !== undefined) return { ...base, state: 'already_ended' };
-    return { ...base, state: bound < now() ? 'bounded' : 'pending' };
+  /** People know a host by its name; what is signed names its id, which no other host will ever have. */
+  async #resolve(named: NamedTarget): Promise<RevocationTarget> {
+    if (named.kind !== 'host') return named;
+    const { id, name } = await this.#options.hosts.byName(named.name);
+    return { kind: 'host', id, name };
+  }
+
+  async #view(row: store.RevocationRow): Promise<RevocationView> {
+    const { db, now } = this.#options;
+    return revocationView(row, await store.expectedReceipts(db, row.epoch), now());
   }
 }

@@ -14,10 +14,13 @@ import { ensureAccess } from '@custody/store/access';
 import { openDatabase, type Database } from '@custody/store/database';
 import { migrate } from '@custody/store/migrate';
 import { renewLog } from '@custody/store/revocation-log';
+import { askForAccounts } from './accounts.ts';
 import { Authority } from './authority.ts';
+import { enforceBans, pusher } from './bans.ts';
 import { Beacon } from './beacon.ts';
 import type { Config } from './config.ts';
 import { openDesk } from './desk.ts';
+import { Events } from './events.ts';
 import { Grants } from './grants.ts';
 import { Health } from './health.ts';
 import { Hosts } from './hosts.ts';
@@ -82,6 +85,13 @@ export async function startControlPlane(
   const parts = compose(config, { db, authority, trust, relay, news, bus: () => bus, log, now });
   const beacon = new Beacon({ db, authority, bus: () => bus, log });
   stack.use(beacon);
+  stack.use(askForAccounts({ db, authority, bus: () => bus, now, log }));
+  const bans = enforceBans({
+    ...{ db, now, log },
+    joined: () => bus?.connected === true,
+    push: pusher(trust, config.busServers),
+  });
+  stack.use(bans);
   await parts.ledgers.recordStart(controlPlaneVersion);
 
   const stopping = new AbortController();
@@ -91,6 +101,7 @@ export async function startControlPlane(
     const consumer = await parts.ledgers.consume(connected);
     relay.nudge();
     beacon.nudge();
+    bans.nudge();
     return [desk, consumer];
   });
   stack.defer(async () => {
@@ -145,10 +156,11 @@ function compose(config: Config, { db, authority, trust, relay, news, bus, log, 
   const policies = new Policies({ db, authority, now, nudgeOutbox });
   const hosts = new Hosts({ db, authority, trust, busServers: config.busServersForHosts, now, newId });
   const grants = new Grants({ db, authority, policies, secrets, now, newId });
-  const revocations = new Revocations({ db, authority, grants, news, now, nudgeOutbox });
+  const revocations = new Revocations({ db, authority, hosts, news, now, nudgeOutbox });
   const ledgers = new Ledgers({ db, authority, news, now, log });
   const health = new Health({ db, bus, grants, policies, revocations, version: controlPlaneVersion });
-  return { secrets, policies, hosts, grants, revocations, ledgers, health };
+  const events = new Events({ db, news, log });
+  return { secrets, policies, hosts, grants, revocations, ledgers, events, health };
 }
 
 /** Connects in the background, for as long as it takes. What `open` opens is closed before the connection. */

@@ -104,7 +104,7 @@ describe('a beacon', () => {
     const revoking = revoke(
       t.database,
       s.authority.author,
-      { targetKind: 'grant', target: grantId, reason: 'leaked', createdBy: 'operator' },
+      { target: { kind: 'grant', id: grantId }, reason: 'leaked', createdBy: 'operator', slackMs: 0 },
       {
         now: () => s.time,
         sign: async (epoch) => {

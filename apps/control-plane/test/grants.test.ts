@@ -275,7 +275,7 @@ describe('revocation', () => {
     expect(await s.revocations.head()).toBe(head);
   });
 
-  it('is pending, then bounded when the ceiling has passed and nobody has answered', async () => {
+  it('is pending, then late when the bound has passed and nobody has answered', async () => {
     const { claims } = await decide({ ttlMs: 1_000 });
     const { epoch, receipts, proven } = await s.revocations.revoke(
       'operator',
@@ -285,7 +285,7 @@ describe('revocation', () => {
     expect([receipts[0]?.state, proven]).toEqual(['pending', false]);
     const made = s.time;
     s.time = new Date(made.getTime() + 60_000);
-    expect((await s.revocations.get(epoch, 0)).receipts[0]?.state).toBe('bounded');
+    expect((await s.revocations.get(epoch, 0)).receipts[0]?.state).toBe('late');
     expect((await s.grants.get(claims.grantId)).state).toBe('expired');
     s.time = made;
   });

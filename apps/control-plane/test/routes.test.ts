@@ -101,14 +101,21 @@ const probes: Readonly<
   'policy.explain': { body: { subject: 'none/0', path: 'prod/x' }, missing: 'not_found' },
   'host.list': {},
   'host.get': { params: { name: 'none' }, missing: 'not_found' },
+  'host.ban': { params: { name: 'none' }, body: { reason: 'stolen' }, missing: 'not_found' },
   'host.token': { body: {} },
   'grant.list': { query: '?active=true' },
   'grant.get': { params: { grantId: 'g_00000000' }, missing: 'not_found' },
-  'revocation.create': { body: { target: { kind: 'grant', id: 'g_00000000' } }, missing: 'not_found' },
+  'revocation.create': {
+    body: { target: { kind: 'grant', id: 'g_00000000' }, reason: 'leaked' },
+    missing: 'not_found',
+  },
+  'revocation.lift': { body: { what: { epoch: 999 }, reason: 'rotated' }, missing: 'not_found' },
+  'revocation.list': { query: '?standing=true' },
   'revocation.get': { params: { epoch: '999' }, missing: 'not_found' },
   'ledger.possession': { query: '?path=prod%2Fstripe' },
   'ledger.authors': {},
   'ledger.lines': { query: '?last=true' },
+  'events.follow': { query: '?follow=false' },
   status: {},
 };
 const actions = Object.keys(endpoints) as Action[];
@@ -216,7 +223,9 @@ describe('a request', () => {
       const { path, sent } = probe(action);
       const { status, text } = await send(path, { ...sent, token: operator });
       expect(status).toBe(200);
-      endpoints[action].reply.parse(JSON.parse(text));
+      const told = 'stream' in endpoints[action] ? text.match(/(?<=^data: ).*$/gm) : [text];
+      expect(told?.length).toBeGreaterThan(0);
+      for (const each of told ?? []) endpoints[action].reply.parse(JSON.parse(each));
     },
   );
 });

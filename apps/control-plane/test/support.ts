@@ -22,6 +22,7 @@ import type { GrantRequest } from '@custody/wire/messages';
 import { randomBytes } from 'node:crypto';
 import { pino } from 'pino';
 import { Authority } from '../src/authority.ts';
+import { Events } from '../src/events.ts';
 import { Grants } from '../src/grants.ts';
 import { Health } from '../src/health.ts';
 import { Hosts } from '../src/hosts.ts';
@@ -82,10 +83,11 @@ export async function sceneOf(db: Database): Promise<Scene> {
     newId,
   });
   const grants = new Grants({ db, authority, policies, secrets, now, newId });
-  const revocations = new Revocations({ db, authority, grants, news, now, nudgeOutbox });
+  const revocations = new Revocations({ db, authority, hosts, news, now, nudgeOutbox });
   const ledgers = new Ledgers({ db, authority, news, now, log });
   const health = new Health({ db, bus: () => made.bus, grants, policies, revocations, version: '0.1.0' });
-  const parts: Parts = { secrets, policies, hosts, grants, revocations, ledgers, health };
+  const events = new Events({ db, news, log });
+  const parts: Parts = { secrets, policies, hosts, grants, revocations, ledgers, events, health };
   const made: Scene = {
     ...parts,
     ...{ db, authority, trust: await trust, news, log: text, nudges: () => nudges },

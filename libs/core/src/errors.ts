@@ -15,6 +15,7 @@ const table = {
   join_token_expired: { status: 401, exit: 1 },
   join_token_used: { status: 401, exit: 1 },
   denied_by_policy: { status: 403, exit: 125 },
+  revoked: { status: 403, exit: 125 },
   secret_unknown: { status: 404, exit: 125 },
   field_unknown: { status: 404, exit: 125 },
   run_unacceptable: { status: 422, exit: 125 },

@@ -95,6 +95,29 @@ export const spoolBytesMax = 1_073_741_824;
 export const outboxBatchMax = 256;
 export const reconcileIntervalMs = 2_000;
 export const waitForReceiptMsDefault = 30_000;
+/** Receipts of one revocation that one answer shows; the rest is counted. */
+export const receiptRowsMax = 10_000;
+/** After how long without a receipt a host is asked for an account, and after how long it counts as unreachable. */
+export const accountAfterMs = 1_000;
+export const unreachableAfterMs = 5_000;
+export const accountGrantsMax = 256;
+/** A host that was heard of within this may be asked; for how many grants one round asks. */
+export const accountSeenMs = 180_000;
+export const accountRowsMax = 4_096;
+/** How many accounts a host remembers to have given, so as not to give them twice. */
+export const accountsKeptMax = 4_096;
+/** How long a banned host may take to empty its trees and say so, before it is cut off. */
+export const banGraceMs = 10_000;
+/** How long a banned host waits for its trees before it writes its last entry all the same. */
+export const banEmptyMs = 6_000;
+
+/** Events: streams at once, one page, and how long a reader may leave what it was sent unread. */
+export const eventStreamsMax = 64;
+export const eventPageMax = 128;
+export const eventPollMs = 500;
+export const eventHeartbeatMs = 15_000;
+export const eventStallMs = 15_000;
+export const eventsShownDefault = 50;
 /** How many applied revocations an agent remembers to judge a grant that was decided before them. */
 export const revocationsKeptMax = 4_096;
 /** After an agent's start: how long a keeper whose run it finds open may take to come back. */

@@ -13,7 +13,16 @@ import {
   unionOf,
   decideOnExit,
 } from '../src/policy.ts';
-import { classify, hits } from '../src/revocation.ts';
+import {
+  classify,
+  describeTarget,
+  hits,
+  keyOf,
+  stands,
+  type GrantFacts,
+  type RevocableGrant,
+  type RevocationTarget,
+} from '../src/revocation.ts';
 
 describe('a duration', () => {
   it.each([
@@ -258,11 +267,63 @@ describe('a revocation', () => {
     );
   });
 
-  it('hits the grant that it names and no other', () => {
-    const target = { kind: 'grant', id: 'g_00000001' } as const;
-    expect(hits(target, { grantId: 'g_00000001' })).toBe(true);
-    expect(hits(target, { grantId: 'g_000000010' })).toBe(false);
-    expect(hits(target, { grantId: 'g_00000003', within: ['g_00000002', 'g_00000001'] })).toBe(true);
-    expect(hits(target, { grantId: 'g_00000003', within: ['g_00000002'] })).toBe(false);
+  const facts = (n: number, more: Partial<GrantFacts> = {}): GrantFacts => ({
+    ...{ grantId: `g_0000000${n}`, runId: `r_0000000${n}`, hostId: 'h_1', subject: 'host-a/1000' },
+    ...{ credentials: [{ path: 'prod/stripe', version: 2 }], policyRevision: 7 },
+    ...more,
+  });
+  const grant = (n: number, more: Partial<RevocableGrant> = {}): RevocableGrant => ({
+    ...facts(n, more),
+    within: more.within ?? [],
+  });
+
+  it.each<[RevocationTarget, boolean]>([
+    [{ kind: 'grant', id: 'g_00000001' }, true],
+    [{ kind: 'grant', id: 'g_000000010' }, false],
+    [{ kind: 'run', id: 'r_00000001' }, true],
+    [{ kind: 'run', id: 'g_00000001' }, false],
+    [{ kind: 'host', id: 'h_1', name: 'another' }, true],
+    [{ kind: 'host', id: 'h_2', name: 'host-a' }, false],
+    [{ kind: 'subject', subject: 'host-a/1000' }, true],
+    [{ kind: 'subject', subject: 'host-a/100' }, false],
+    [{ kind: 'secret', path: 'prod/stripe' }, true],
+    [{ kind: 'secret', path: 'prod/stripe', version: 2 }, true],
+    [{ kind: 'secret', path: 'prod/stripe', version: 1 }, false],
+    [{ kind: 'secret', path: 'prod' }, false],
+    [{ kind: 'prefix', path: 'prod' }, true],
+    [{ kind: 'prefix', path: 'prod/stripe' }, true],
+    [{ kind: 'prefix', path: 'prod/str' }, false],
+    [{ kind: 'policy_revision', revision: 7 }, true],
+    [{ kind: 'policy_revision', revision: 8 }, false],
+    [{ kind: 'all' }, true],
+  ])('%j hits what it names, and with it what stands inside', (target, expected) => {
+    expect(hits(target, grant(1))).toBe(expected);
+    const inner = grant(2, { hostId: 'h_9', subject: 'x/1', credentials: [], policyRevision: 1 });
+    expect(hits(target, { ...inner, within: [facts(1)] })).toBe(expected);
+    expect(hits(target, { ...inner, within: [{ ...inner, grantId: 'g_00000003' }, facts(1)] })).toBe(
+      expected,
+    );
+    if (target.kind !== 'all') expect(hits(target, inner)).toBe(false);
+  });
+
+  it('of a run that stands inside does not hit the one around it', () => {
+    expect(hits({ kind: 'grant', id: 'g_00000002' }, grant(1))).toBe(false);
+  });
+
+  it('stands where it is of a host, a subject or a secret; each has a key of its own and words for people', () => {
+    const targets: [RevocationTarget, boolean, string, string][] = [
+      [{ kind: 'grant', id: 'g_1' }, false, 'g_1', 'grant g_1'],
+      [{ kind: 'run', id: 'r_1' }, false, 'r_1', 'run r_1'],
+      [{ kind: 'host', id: 'h_1', name: 'a' }, true, 'h_1', 'host a'],
+      [{ kind: 'host', id: 'h_1', name: 'a', ban: true }, true, 'h_1', 'host a (banned)'],
+      [{ kind: 'subject', subject: 'a/1' }, true, 'a/1', 'subject a/1'],
+      [{ kind: 'secret', path: 'a/b' }, true, 'a/b', 'secret a/b'],
+      [{ kind: 'secret', path: 'a/b', version: 3 }, true, 'a/b@3', 'secret a/b version 3'],
+      [{ kind: 'prefix', path: 'a' }, false, 'a', 'prefix a'],
+      [{ kind: 'policy_revision', revision: 4 }, false, '4', 'policy revision 4'],
+      [{ kind: 'all' }, false, '', 'everything'],
+    ];
+    for (const [target, standing, key, words] of targets)
+      expect([stands(target), keyOf(target), describeTarget(target)]).toEqual([standing, key, words]);
   });
 });

@@ -1,6 +1,7 @@
 // Owns grants: issued in one transaction with their record, and read together with what the host said of them.
 import { CustodyError } from '@custody/core/errors';
 import { listRowsMax } from '@custody/core/limits';
+import { describeTarget, type RevocationTarget } from '@custody/core/revocation';
 import { sqlTransaction, transaction, type Database } from './database.ts';
 import {
   appendOwn,
@@ -14,6 +15,7 @@ import {
   type NextEntry,
   type Statement,
 } from './ledger.ts';
+import { live, revokedAround } from './hits.ts';
 
 /** Grants share it, revocations hold it alone: so each grant stands before or after each revocation. */
 const revocationOrderLock = 7_221_001;
@@ -45,6 +47,14 @@ export function revocationLock(how: 'shared' | 'alone'): string {
   return `SELECT ${lock}(${revocationOrderLock})::text`;
 }
 
+/** What a standing revocation may refuse, before the grant is made. */
+export interface GrantAsked {
+  readonly hostId: string;
+  readonly subject: string;
+  readonly secrets: readonly { readonly path: string; readonly version: number }[];
+  readonly parentGrant: string | undefined;
+}
+
 /** What a grant is made of that only the transaction knows. */
 export interface GrantMade {
   readonly grant: GrantRow;
@@ -52,13 +62,13 @@ export interface GrantMade {
 }
 
 /**
- * Writes grant and ledger entry in one transaction. `make` gets the revocation epoch at the decision and
- * must be pure but for signing: it may be called again.
+ * Writes grant and ledger entry in one transaction. Throws `revoked` where a revocation stands against what is asked.
+ * `make` gets the revocation epoch at the decision and must be pure but for signing: it may be called again.
  */
 export function issueGrant(
   db: Database,
   author: string,
-  parentGrant: string | undefined,
+  asked: GrantAsked,
   make: (epoch: number) => Promise<GrantMade>,
 ): Promise<GrantRow> {
   return sqlTransaction(
@@ -66,9 +76,15 @@ export function issueGrant(
     async (client) => {
       const statement = onClient(client);
       // After the lock: it sees every revocation that committed before, and none can commit until we have.
-      const [row] = await statement<HeadRecord & { epoch: string }>(readHeadAndEpoch, [author]);
+      const { hostId, subject, secrets, parentGrant } = asked;
+      const keys = secrets.flatMap(({ path, version }) => [path, `${path}@${version}`]);
+      const [row] = await statement<HeadRecord & { epoch: string; standing: Standing | null }>(
+        readHeadAndEpoch,
+        [author, hostId, subject, [...new Set(keys)]],
+      );
       if (row === undefined) throw new Error(`issue grant: ${author} has no chain yet`);
-      if (parentGrant !== undefined) await requireStanding(statement, parentGrant);
+      if (row.standing !== null) throw refusedBy(row.standing);
+      if (parentGrant !== undefined) await requireUnrevoked(statement, parentGrant);
       const { grant, entry } = await make(Number(row.epoch));
       await statement(insertGrant, [
         grant.id,
@@ -91,6 +107,7 @@ export function issueGrant(
         grant.parentGrant ?? null,
         grant.epoch,
         grant.jws,
+        new Date(grant.grantedAt.getTime() + grant.ceilingMs),
         ...ownEntryValues(entry(headOf(row))),
       ]);
       return grant;
@@ -100,24 +117,48 @@ export function issueGrant(
 }
 
 const readHeadAndEpoch = `
-  SELECT head.chain_epoch, head.seq, head.hash, (SELECT coalesce(max(epoch), 0) FROM revocations) AS epoch
+  SELECT head.chain_epoch, head.seq, head.hash, (SELECT coalesce(max(epoch), 0) FROM revocations) AS epoch,
+         (SELECT to_jsonb(stands) FROM
+           (SELECT epoch, claim, reason FROM revocations
+             WHERE standing AND lifted_at IS NULL
+               AND (target_kind = 'host' AND target = $2
+                 OR target_kind = 'subject' AND target = $3
+                 OR target_kind = 'secret' AND target = ANY($4))
+             ORDER BY epoch LIMIT 1) AS stands) AS standing
     FROM ledger_heads AS head WHERE head.author = $1 FOR UPDATE OF head`;
 
 const insertGrant = `
   WITH granted AS (INSERT INTO grants
     (id, run_id, host_id, uid, pid, subject, command, cwd, reason, credentials, paths, policy_revision, policy_ids,
-     ceiling_ms, granted_at, containment, freshness, parent_grant, epoch, jws)
-  VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10::jsonb, $11, $12, $13, $14, $15, $16, $17::jsonb, $18, $19, $20)),
-  ${ownEntry(21)} ${moveHead}`;
+     ceiling_ms, granted_at, containment, freshness, parent_grant, epoch, jws, ceiling_at)
+  VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10::jsonb, $11, $12, $13, $14, $15, $16, $17::jsonb, $18, $19, $20, $21)),
+  ${ownEntry(22)} ${moveHead}`;
 
-async function requireStanding(statement: Statement, grantId: string): Promise<void> {
-  const revoked = await statement("SELECT 1 FROM revocations WHERE target_kind = 'grant' AND target = $1", [
-    grantId,
-  ]);
-  if (revoked.length > 0) {
-    throw new CustodyError('run_unacceptable', `the grant around this run, ${grantId}, was revoked`, {
-      next: 'a run inside a revoked run cannot begin',
-    });
+interface Standing {
+  readonly epoch: number;
+  readonly claim: RevocationTarget;
+  readonly reason: string;
+}
+
+function refusedBy({ epoch, claim, reason }: Standing): CustodyError {
+  const why = `${describeTarget(claim)} is revoked (revocation ${epoch}: ${reason})`;
+  const banned = claim.kind === 'host' && claim.ban === true;
+  return new CustodyError('revoked', `nothing new is granted: ${why}`, {
+    next: banned
+      ? 'this host has to be enrolled again, with a new join token and an empty data folder'
+      : `ask who revoked it; an operator lifts it with custody lift --epoch ${epoch}`,
+  });
+}
+
+async function requireUnrevoked(statement: Statement, grantId: string): Promise<void> {
+  const [revoked] = await statement<{ epoch: string; reason: string }>(revokedAround, [grantId]);
+  if (revoked !== undefined) {
+    const { epoch, reason } = revoked;
+    throw new CustodyError(
+      'run_unacceptable',
+      `the grant around this run, ${grantId}, was revoked (revocation ${epoch}: ${reason})`,
+      { next: 'a run inside a revoked run cannot begin' },
+    );
   }
 }
 
@@ -182,8 +223,7 @@ export async function listGrants(
 ): Promise<GrantStory[]> {
   const { rows } = await db.pool.query<StoryRecord>(
     `${storySql}
-      WHERE $1::timestamptz IS NULL
-         OR (e.author IS NULL AND g.granted_at + make_interval(secs => (g.ceiling_ms + $2) / 1000.0) > $1)
+      WHERE $1::timestamptz IS NULL OR (${live('g', '$1', '$2')})
       ORDER BY g.granted_at DESC, g.id LIMIT $3`,
     [active?.now ?? null, active?.slackMs ?? 0, listRowsMax],
   );
@@ -192,10 +232,7 @@ export async function listGrants(
 
 export async function countActiveGrants(db: Database, now: Date, slackMs: number): Promise<number> {
   const { rows } = await db.pool.query<{ count: string }>(
-    `SELECT count(*) FROM grants g
-      WHERE g.granted_at + make_interval(secs => (g.ceiling_ms + $2) / 1000.0) > $1
-        AND NOT EXISTS (SELECT 1 FROM ledger_entries e
-                         WHERE e.grant_id = g.id AND e.kind = 'ended' AND e.author = g.host_id)`,
+    `SELECT count(*) FROM grants g WHERE ${live('g', '$1', '$2')}`,
     [now, slackMs],
   );
   return Number(rows[0]?.count ?? 0);

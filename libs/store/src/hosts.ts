@@ -15,6 +15,7 @@ export interface HostRow {
   readonly enrolledAt: Date;
   readonly lastSeenAt: Date | undefined;
   readonly containment: string | undefined;
+  readonly bannedAt: Date | undefined;
 }
 
 export interface NewJoinToken {
@@ -131,15 +132,19 @@ export async function hostById(db: Database, id: string): Promise<HostRow | unde
   const { rows } = await db.pool.query<Parameters<typeof toHost>[0]>({
     name: 'host-by-id',
     text: `SELECT id, name, labels, signing_key AS "signingKey", sealing_key AS "sealingKey", bus_user_key AS "busUserKey",
-                  enrolled_at AS "enrolledAt", last_seen_at AS "lastSeenAt", containment
+                  enrolled_at AS "enrolledAt", last_seen_at AS "lastSeenAt", containment, banned_at AS "bannedAt"
              FROM hosts WHERE id = $1`,
     values: [id],
   });
   return rows.map(toHost)[0];
 }
 
+/** Of several that had the name the one that is not banned, else the one banned last. */
 export async function hostByName(db: Database, name: string): Promise<HostRow | undefined> {
-  const row = await db.prisma.host.findUnique({ where: { name } });
+  const row = await db.prisma.host.findFirst({
+    where: { name },
+    orderBy: { bannedAt: { sort: 'desc', nulls: 'first' } },
+  });
   return row === null ? undefined : toHost(row);
 }
 
@@ -147,8 +152,24 @@ export async function hostSeen(db: Database, id: string, now: Date): Promise<voi
   await db.prisma.host.updateMany({ where: { id }, data: { lastSeenAt: now } });
 }
 
+/** Banned hosts that the bus must refuse by now: each that has written its last entry, or has had its time. */
+export async function hostsToCut(
+  db: Database,
+  bannedBefore: Date,
+): Promise<{ busUserKey: string; bannedAt: Date }[]> {
+  const { rows } = await db.pool.query<{ busUserKey: string; bannedAt: Date }>(
+    `SELECT h.bus_user_key AS "busUserKey", h.banned_at AS "bannedAt" FROM hosts h
+      WHERE h.banned_at IS NOT NULL
+        AND (h.banned_at <= $1
+          OR EXISTS (SELECT FROM ledger_entries l WHERE l.author = h.id AND l.kind = 'banned'))
+      ORDER BY h.id`,
+    [bannedBefore],
+  );
+  return rows;
+}
+
 export function countHosts(db: Database): Promise<number> {
-  return db.prisma.host.count();
+  return db.prisma.host.count({ where: { bannedAt: null } });
 }
 
 function toHost(row: {
@@ -161,11 +182,13 @@ function toHost(row: {
   enrolledAt: Date;
   lastSeenAt: Date | null;
   containment: string | null;
+  bannedAt: Date | null;
 }): HostRow {
   return {
     ...row,
     labels: row.labels as Record<string, string>,
     lastSeenAt: row.lastSeenAt ?? undefined,
     containment: row.containment ?? undefined,
+    bannedAt: row.bannedAt ?? undefined,
   };
 }

@@ -148,6 +148,7 @@ export function ingestLedger(db: Database, rows: readonly LedgerRow[], now: Date
       const expected = head === undefined || next.chainEpoch > head.epoch ? 1 : head.seq + 1;
       if (next.seq !== expected) return { outcome: 'gap', head };
       await insert(client, fresh, now);
+      await closeGrants(client, fresh, now);
       const last = fresh.at(-1) ?? next;
       await client.query('UPDATE ledger_heads SET chain_epoch = $2, seq = $3, hash = $4 WHERE author = $1', [
         last.author,
@@ -228,6 +229,16 @@ async function insert(client: PoolClient, rows: readonly LedgerRow[], now: Date)
       rows.map((row) => queryable(row.body)),
       now,
     ],
+  );
+}
+
+/** A grant counts as ended once its own host has said so, and here. */
+async function closeGrants(client: PoolClient, rows: readonly LedgerRow[], now: Date): Promise<void> {
+  const ended = rows.filter(({ kind, grantId }) => kind === 'ended' && grantId !== undefined);
+  if (ended.length === 0) return;
+  await client.query(
+    'UPDATE grants SET ended_at = $3 WHERE id = ANY($1) AND host_id = $2 AND ended_at IS NULL',
+    [ended.map(({ grantId }) => grantId), ended[0]?.author, now],
   );
 }
 

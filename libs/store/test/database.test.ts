@@ -65,6 +65,8 @@ test('bytes, times, arrays, JSON and 64-bit numbers come back as they were writt
     parentGrant: null,
     epoch: 9_007_199_254_740_993n,
     jws: 'x',
+    ceilingAt: at,
+    endedAt: null,
   };
   await prisma.grant.create({ data: written });
   expect(await prisma.grant.findFirst({ where: { paths: { has: 'prod/x' } } })).toEqual(written);

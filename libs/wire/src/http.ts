@@ -5,6 +5,7 @@ import {
   listRowsMax,
   policyTextBytesMax,
   possessionRowsMax,
+  receiptRowsMax,
   runArgumentsMax,
   secretFieldsMax,
   secretValueBytesMax,
@@ -26,10 +27,11 @@ import {
   reason,
   plainText,
   secretPath,
+  subject,
   timestamp,
 } from './schema.ts';
-import { processRow, unlistedCounts } from './ledger.ts';
-import { revocationTarget } from './messages.ts';
+import { processRow, unlistedCounts, type ControlPlaneKind, type HostKind } from './ledger.ts';
+import { namedTarget, revocationTarget } from './messages.ts';
 
 /** RFC 9457, with our code and what to do next. */
 export const problem = z
@@ -74,6 +76,8 @@ export const hostView = z.strictObject({
   lastSeenAt: timestamp.optional(),
   containment: containment.optional(),
   ledger: z.strictObject({ epoch: count, seq: count, hash: z.string(), forked: z.boolean() }).optional(),
+  /** Since when it is banned. Another host may have its name by now. */
+  bannedAt: timestamp.optional(),
 });
 export type HostView = z.infer<typeof hostView>;
 
@@ -117,32 +121,131 @@ export const grantView = z.strictObject({
 });
 export type GrantView = z.infer<typeof grantView>;
 
+export const receiptStates = ['pending', 'killed', 'ended', 'never_released', 'unreachable', 'late'] as const;
+
+/** What is expected of one grant that a revocation hit, and what came: docs/spec/revocation.md. */
 export const receiptView = z.strictObject({
   host: hostName,
   grantId: id,
-  state: z.enum(['pending', 'killed', 'already_ended', 'bounded']),
+  runId: id,
+  subject: z.string(),
+  command,
+  state: z.enum(receiptStates),
+  /** Whether the host's own record says that nothing holds it. */
+  proven: z.boolean(),
+  /** By when freshness or ceiling ends it, where nothing comes. */
+  boundAt: timestamp,
   heardAt: timestamp.optional(),
   signalledMicros: count.optional(),
   emptyMicros: count.optional(),
+  /** By the control plane's clock. */
+  receivedAt: timestamp.optional(),
   survivors: count.optional(),
   processes: count.optional(),
+  escapes: count.optional(),
   containment: containment.optional(),
-  /** By when freshness or ceiling ends it where no receipt comes. */
-  boundAt: timestamp,
+  why: z.string().optional(),
 });
 export type ReceiptView = z.infer<typeof receiptView>;
 
-export const revocationView = z.strictObject({
+const revocationFacts = {
   epoch: z.int().positive(),
   target: revocationTarget,
   reason: z.string(),
   createdAt: timestamp,
   createdBy: z.string(),
-  receipts: z.array(receiptView),
+  /** Refuses new grants until it is lifted. */
+  standing: z.boolean(),
+  lifted: z.strictObject({ at: timestamp, by: z.string(), reason: z.string() }).optional(),
+};
+
+export const revocationView = z.strictObject({
+  ...revocationFacts,
+  /** Over everything expected, by state. */
+  counts: z.strictObject({ expected: count, proven: count, ...statesCounted() }),
+  /** Those that are not proven come first. */
+  receipts: z.array(receiptView).max(receiptRowsMax),
+  /** How many more there are than `receipts` shows. */
+  more: count,
   /** Every expected receipt has come. */
   proven: z.boolean(),
 });
 export type RevocationView = z.infer<typeof revocationView>;
+
+function statesCounted(): Record<(typeof receiptStates)[number], typeof count> {
+  return {
+    pending: count,
+    killed: count,
+    ended: count,
+    never_released: count,
+    unreachable: count,
+    late: count,
+  };
+}
+
+export const revocationSummary = z.strictObject(revocationFacts);
+export type RevocationSummary = z.infer<typeof revocationSummary>;
+
+/** What a revocation would hit; nothing was written. */
+export const revocationPreview = z.strictObject({
+  dryRun: z.literal(true),
+  target: revocationTarget,
+  standing: z.boolean(),
+  grants: count,
+  hosts: z.array(z.strictObject({ host: hostName, grants: count })).max(listRowsMax),
+  hits: z
+    .array(
+      z.strictObject({
+        host: hostName,
+        grantId: id,
+        runId: id,
+        subject: z.string(),
+        command,
+        paths: z.array(secretPath),
+        boundAt: timestamp,
+      }),
+    )
+    .max(receiptRowsMax),
+  more: count,
+});
+export type RevocationPreview = z.infer<typeof revocationPreview>;
+
+/** The kinds of ledger entries that `/v1/events` tells of. */
+const ownEvents = [
+  'control_plane_started',
+  'host_enrolled',
+  'policy_applied',
+  'granted',
+  'denied',
+  'revoked',
+  'lifted',
+  'log_renewed',
+  'ledger_forked',
+] as const satisfies readonly ControlPlaneKind[];
+const hostEvents = [
+  'agent_started',
+  'started',
+  'ended',
+  'escape',
+  'receipt',
+  'log_changed',
+  'banned',
+] as const satisfies readonly HostKind[];
+export const eventKinds = [...ownEvents, ...hostEvents] as const;
+export type EventKind = (typeof eventKinds)[number];
+
+export const fleetEvent = z.strictObject({
+  /** Grows; may have gaps. */
+  id: count,
+  /** By its author's clock. */
+  at: timestamp,
+  kind: z.enum(eventKinds),
+  author: z.string(),
+  name: z.string(),
+  /** The entry's body, of its kind. */
+  body: z.record(z.string(), z.unknown()),
+});
+export type FleetEvent = z.infer<typeof fleetEvent>;
 
 export const possessionRow = z.strictObject({
   path: secretPath,
@@ -221,6 +324,8 @@ interface EndpointShape {
   readonly query?: z.ZodType;
   readonly body?: z.ZodType;
   readonly reply: z.ZodType;
+  /** The answer is a stream of server-sent events, each of the shape of `reply`. */
+  readonly stream?: true;
 }
 
 /** Every endpoint, by the name of the action that `authorize` asks for. */
@@ -336,7 +441,7 @@ export const endpoints = {
     summary: 'Whether a subject may hold a secret now, and why',
     body: z.strictObject({
       /** `HOST/UID` */
-      subject: z.string().regex(/^[a-z0-9-]{1,63}\/\d{1,10}$/, 'is not HOST/UID'),
+      subject,
       path: secretPath,
       command: z.array(z.string()).max(runArgumentsMax).default([]),
       reason: reason.optional(),
@@ -355,6 +460,14 @@ export const endpoints = {
     summary: 'One host',
     params: z.strictObject({ name: hostName }),
     reply: hostView,
+  },
+  'host.ban': {
+    method: 'POST',
+    path: '/v1/hosts/{name}/ban',
+    summary: 'Ban a host: its runs end, its keys are wiped, and it is cut off; it has to enrol again',
+    params: z.strictObject({ name: hostName }),
+    body: z.strictObject({ reason }),
+    reply: revocationView,
   },
   'host.token': {
     method: 'POST',
@@ -384,9 +497,28 @@ export const endpoints = {
   'revocation.create': {
     method: 'POST',
     path: '/v1/revocations',
-    summary: 'Revoke',
-    body: z.strictObject({ target: revocationTarget, reason: reason.default('no reason given') }),
-    reply: revocationView,
+    summary:
+      'Revoke a grant, run, host, subject, secret, prefix, policy revision, or everything; or ask what that would hit',
+    body: z.strictObject({ target: namedTarget, reason, dryRun: z.boolean().default(false) }),
+    reply: z.union([revocationView, revocationPreview]),
+  },
+  'revocation.lift': {
+    method: 'POST',
+    path: '/v1/revocations/lift',
+    summary:
+      'Lift a standing revocation, by its epoch or every one of a target: new grants are possible again',
+    body: z.strictObject({
+      what: z.union([z.strictObject({ epoch: z.int().positive() }), z.strictObject({ target: namedTarget })]),
+      reason,
+    }),
+    reply: z.strictObject({ lifted: z.array(revocationSummary).max(listRowsMax) }),
+  },
+  'revocation.list': {
+    method: 'GET',
+    path: '/v1/revocations',
+    summary: 'Revocations, newest first; with `standing` those that refuse new grants now',
+    query: z.strictObject({ standing: flag.optional() }),
+    reply: z.strictObject({ revocations: z.array(revocationSummary).max(listRowsMax) }),
   },
   'revocation.get': {
     method: 'GET',
@@ -423,6 +555,20 @@ export const endpoints = {
       waitMs: wholeNumber.optional(),
     }),
     reply: z.strictObject({ lines: z.array(ledgerLine).max(listRowsMax) }),
+  },
+  'events.follow': {
+    method: 'GET',
+    path: '/v1/events',
+    summary: 'What happens in the fleet, as server-sent events; goes on after `since` or Last-Event-ID',
+    query: z.strictObject({
+      since: wholeNumber.optional(),
+      /** `false`: ends where the ledger ends. */
+      follow: flag.optional(),
+      /** Without `since` and `follow`: the newest so many. */
+      last: wholeNumber.optional(),
+    }),
+    reply: fleetEvent,
+    stream: true,
   },
   status: {
     method: 'GET',

@@ -57,6 +57,8 @@ export const hostKinds = {
     parent: id.optional(),
     /** For how long the host may be cut off; absent where that was not acted on yet. */
     freshness: freshness.optional(),
+    /** The revocation epoch at the decision: later entries alone can hit it. */
+    epoch: count.optional(),
     reason: z.string().optional(),
     /** Where its files stand, in memory, in a folder named after the grant. */
     place: z.string().optional(),
@@ -88,18 +90,21 @@ export const hostKinds = {
     name: z.string().max(64),
     cgroup: z.string().max(4_096),
   }),
-  /** What one revocation did to one run here. The entry's signature makes it the host's receipt. */
+  /** What one revocation did to one run here: docs/spec/revocation.md. The entry's signature makes it the host's receipt. */
   receipt: z.strictObject({
     ...run,
     epoch: z.int().positive(),
-    outcome: z.enum(['killed', 'already_ended']),
+    outcome: z.enum(['killed', 'already_ended', 'not_here', 'not_empty']),
     heardAt: timestamp,
     /** Microseconds after it was heard, on the boot-time clock. */
     signalledMicros: count.optional(),
     emptyMicros: count.optional(),
     survivors: count,
     processes: count,
-    containment,
+    /** Found outside of the tree while it ran. */
+    escapes: count.optional(),
+    containment: containment.optional(),
+    why: z.string().max(1_024).optional(),
   }),
   /** The revocation log was set back: what this host followed, and what it was told instead. */
   log_changed: z.strictObject({
@@ -107,6 +112,8 @@ export const hostKinds = {
     to: z.strictObject({ log: id, epoch: count }),
     openRuns: count,
   }),
+  /** The last entry of a host that was banned, and what it removed before it wrote it. */
+  banned: z.strictObject({ epoch: z.int().positive(), openRuns: count, wiped: z.array(z.string().max(256)) }),
 } as const;
 
 /** Kinds that the control plane writes. */
@@ -139,7 +146,15 @@ export const controlPlaneKinds = {
     epoch: count,
   }),
   denied: z.strictObject({ hostId: id, subject: z.string(), command: text, error: failure }),
-  revoked: z.strictObject({ by: z.string(), epoch: count, target: revocationTarget, reason: z.string() }),
+  revoked: z.strictObject({
+    by: z.string(),
+    epoch: count,
+    target: revocationTarget,
+    reason: z.string(),
+    /** How many receipts are expected. */
+    expected: count.optional(),
+  }),
+  lifted: z.strictObject({ by: z.string(), epoch: count, target: revocationTarget, reason: z.string() }),
   /** After an older database was restored: the revocation log begins a new life. */
   log_renewed: z.strictObject({ from: id, to: id, epoch: count, reason: z.string() }),
   ledger_forked: z.strictObject({

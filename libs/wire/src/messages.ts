@@ -1,7 +1,7 @@
 // Owns what agent and control plane say to each other over NATS, and the claims of what the control plane signs.
 import { z } from 'zod';
 import { CustodyError, errorCodes, type ErrorCode } from '@custody/core/errors';
-import { revocationPageMax, runCredentialsMax } from '@custody/core/limits';
+import { accountGrantsMax, revocationPageMax, runCredentialsMax } from '@custody/core/limits';
 import {
   base64,
   command,
@@ -9,12 +9,15 @@ import {
   count,
   freshness,
   held,
+  hostName,
   id,
   jws,
   labels,
   onExit,
   plainText,
   reason,
+  secretPath,
+  subject,
   timestamp,
   ttlMs,
   wanted,
@@ -27,6 +30,7 @@ export const signedTypes = {
   beacon: 'custody-beacon',
   head: 'custody-head',
   policy: 'custody-policy',
+  account: 'custody-account',
 } as const;
 
 export const failure = z.strictObject({
@@ -109,7 +113,35 @@ export const grantAnswer = answer({
 });
 export type GrantAnswer = z.infer<typeof grantAnswer>;
 
-export const revocationTarget = z.strictObject({ kind: z.literal('grant'), id });
+const revision = z.int().positive();
+/** Every target that people and programs write alike. */
+const targets = [
+  z.strictObject({ kind: z.literal('grant'), id }),
+  z.strictObject({ kind: z.literal('run'), id }),
+  z.strictObject({ kind: z.literal('subject'), subject }),
+  z.strictObject({
+    kind: z.literal('secret'),
+    path: secretPath,
+    version: z
+      .int()
+      .positive()
+      .max(2 ** 31 - 1)
+      .optional(),
+  }),
+  z.strictObject({ kind: z.literal('prefix'), path: secretPath }),
+  z.strictObject({ kind: z.literal('policy_revision'), revision: revision.max(2 ** 31 - 1) }),
+  z.strictObject({ kind: z.literal('all') }),
+] as const;
+export const revocationTarget = z.discriminatedUnion('kind', [
+  ...targets,
+  z.strictObject({ kind: z.literal('host'), id, name: hostName, ban: z.literal(true).optional() }),
+]);
+/** What people name: of a host they know the name alone. */
+export const namedTarget = z.discriminatedUnion('kind', [
+  ...targets,
+  z.strictObject({ kind: z.literal('host'), name: hostName }),
+]);
+export type NamedTarget = z.infer<typeof namedTarget>;
 
 /** The claims of one entry of the revocation log (JWS, `typ` custody-revocation). */
 export const revocationClaims = z.strictObject({
@@ -151,6 +183,19 @@ export const beaconBroadcast = z.strictObject({ beacon: jws });
 /** The same in answer to one host's question (JWS, `typ` custody-head). */
 export const headClaims = z.strictObject({ ...beaconClaims.shape, nonce: id });
 export type HeadClaims = z.infer<typeof headClaims>;
+
+/** The claims of a question for grants whose receipts are owed (JWS, `typ` custody-account), in `down.account`. */
+export const accountClaims = z.strictObject({
+  hostId: id,
+  epoch: z.int().positive(),
+  grants: z
+    .array(z.strictObject({ grantId: id, runId: id }))
+    .min(1)
+    .max(accountGrantsMax),
+  at: timestamp,
+});
+export type AccountClaims = z.infer<typeof accountClaims>;
+export const accountMessage = z.strictObject({ account: jws });
 
 /** The claims of a policy set (JWS, `typ` custody-policy); `labels` are the asking host's own. */
 export const policyClaims = z.strictObject({

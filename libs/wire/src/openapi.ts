@@ -24,6 +24,7 @@ export function openApi(version: string): Json {
       query?: z.ZodType;
       body?: z.ZodType;
       reply: z.ZodType;
+      stream?: true;
     } = endpoint;
     const operation: Json = {
       operationId: name,
@@ -31,8 +32,12 @@ export function openApi(version: string): Json {
       parameters: [...parameters('path', shape.params), ...parameters('query', shape.query)],
       responses: {
         200: {
-          description: 'done',
-          content: { 'application/json': { schema: jsonSchema(shape.reply, 'output') } },
+          description: shape.stream === true ? 'a stream; the data of each event is as described' : 'done',
+          content: {
+            [shape.stream === true ? 'text/event-stream' : 'application/json']: {
+              schema: jsonSchema(shape.reply, 'output'),
+            },
+          },
         },
         default: {
           description: `refused; status by code: ${errorCodes.map((code) => `${code} ${statusOf(code)}`).join(', ')}`,

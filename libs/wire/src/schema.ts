@@ -25,6 +25,7 @@ export const hostName = z
 export const environmentName = z
   .string()
   .refine(isEnvironmentName, 'is not the name of an environment variable');
+export const subject = z.string().regex(/^[a-z0-9-]{1,63}\/\d{1,10}$/, 'is not HOST/UID');
 export const base64Url = z
   .string()
   .regex(/^[A-Za-z0-9_-]+$/)

@@ -6,7 +6,7 @@ const root = 'custody.v1';
 export const ledgerStream = 'CUSTODY_LEDGER';
 
 export type UpWhat = 'grant' | 'revocations' | 'policy' | 'ledger';
-export type DownWhat = 'ledger';
+export type DownWhat = 'ledger' | 'account';
 export type FleetWhat = 'revocation' | 'beacon' | 'policy';
 
 /** Host → control plane. */

@@ -4,7 +4,7 @@ import { createServer, type IncomingMessage, type ServerResponse } from 'node:ht
 import type { AddressInfo } from 'node:net';
 import { buffer } from 'node:stream/consumers';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { call, type ClientOptions } from '../src/client.ts';
+import { call, follow, type ClientOptions } from '../src/client.ts';
 
 interface Seen {
   readonly method: string | undefined;
@@ -189,5 +189,71 @@ describe('a server that cannot be reached', () => {
     respond = (response) => void response.destroy();
     const error = await get().catch((thrown: unknown) => thrown);
     expect(JSON.stringify([String(error), (error as Error).stack])).not.toContain('cst_token');
+  });
+});
+
+describe('a stream of events', () => {
+  const event = (id: number) => ({
+    ...{ id, at: '2026-11-22T00:00:00.000Z', kind: 'revoked', author: 'a', name: 'ä', body: { n: id } },
+  });
+  const block = (id: number): string => `id: ${id}\nevent: revoked\ndata: ${JSON.stringify(event(id))}\n\n`;
+  const ids = async (asked: Parameters<typeof follow>[1] = {}, signal?: AbortSignal): Promise<number[]> => {
+    const got: number[] = [];
+    for await (const { id } of follow(options, asked, signal)) got.push(id);
+    return got;
+  };
+
+  it('is read whatever pieces it comes in, even where a piece ends within a letter', async () => {
+    respond = (response) => {
+      response.writeHead(200, { 'content-type': 'text/event-stream' });
+      const bytes = Buffer.from(`: the line is alive\n\n${block(1)}${block(2)}`);
+      void (async () => {
+        for (const byte of bytes) {
+          response.write(Buffer.from([byte]));
+          await new Promise((resolve) => setImmediate(resolve));
+        }
+        response.end();
+      })();
+    };
+    expect(await ids({ since: '0', follow: 'true' })).toEqual([1, 2]);
+    expect(seen).toMatchObject({
+      url: '/v1/events?since=0&follow=true',
+      headers: { authorization: 'Bearer cst_token', accept: 'text/event-stream' },
+    });
+  });
+
+  it('ends where the server will not wait, and where the reader has had enough', async () => {
+    respond = (response) => {
+      response.writeHead(200, { 'content-type': 'text/event-stream' });
+      response.end(`${block(1)}event: slow\ndata: {"since":1}\n\n${block(2)}`);
+    };
+    expect(await ids()).toEqual([1]);
+    respond = (response) => {
+      response.writeHead(200, { 'content-type': 'text/event-stream' });
+      response.write(block(1));
+    };
+    const abort = new AbortController();
+    for await (const { id } of follow(options, {}, abort.signal)) {
+      expect(id).toBe(1);
+      abort.abort();
+    }
+  });
+
+  it('that breaks in the middle says that nobody was reached', async () => {
+    respond = (response) => {
+      response.writeHead(200, { 'content-type': 'text/event-stream' });
+      response.write(block(1), () => response.destroy());
+    };
+    await expect(ids()).rejects.toMatchObject({ code: 'control_plane_unreachable' });
+  });
+
+  it('that is refused, or is none of ours, is an error as of any call', async () => {
+    const told = { type: 't', title: 't', status: 403, detail: 'not for you', code: 'forbidden' };
+    respond = json(403, told, 'application/problem+json');
+    await expect(ids()).rejects.toMatchObject({ code: 'forbidden', publicMessage: 'not for you' });
+    respond = (response) => response.writeHead(200).end('data: {"id": "x"}\n\n');
+    await expect(ids()).rejects.toMatchObject({ code: 'unavailable' });
+    respond = (response) => response.writeHead(200).end(`data: ${'x'.repeat(1_000_000)}`);
+    await expect(ids()).rejects.toMatchObject({ code: 'unavailable' });
   });
 });

@@ -78,7 +78,8 @@ describe('OpenAPI 3.1', () => {
         operation.parameters.length,
       );
       expect(Object.keys(operation.responses)).toEqual(['200', 'default']);
-      expect(operation.responses['200']?.content['application/json']?.schema).toBeTypeOf('object');
+      const type = operation.operationId === 'events.follow' ? 'text/event-stream' : 'application/json';
+      expect(operation.responses['200']?.content[type]?.schema).toBeTypeOf('object');
       const refused = operation.responses['default'];
       expect(refused?.content['application/problem+json']?.schema).toEqual({
         $ref: '#/components/schemas/Problem',
@@ -117,6 +118,6 @@ describe('OpenAPI 3.1', () => {
       ({ operation }) => operation.operationId === 'revocation.create',
     )?.operation;
     const body = revoke?.requestBody?.content['application/json']?.schema as { required: string[] };
-    expect(body.required).toEqual(['target']);
+    expect(body.required).toEqual(['target', 'reason']);
   });
 });

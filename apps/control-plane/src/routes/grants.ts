@@ -40,8 +40,32 @@ export class GrantRoutes {
     return handled('revocation.create', request, async () => {
       const { body } = asked('revocation.create', request);
       const { subject } = allowed('revocation.create', request);
-      const revocation = await this.#parts.revocations.revoke(subject, body.target, body.reason);
-      return rendered('revocation.create', revocation);
+      const { revocations } = this.#parts;
+      const made = body.dryRun
+        ? await revocations.preview(body.target)
+        : await revocations.revoke(subject, body.target, body.reason);
+      return rendered('revocation.create', made);
+    });
+  }
+
+  @Post('revocations/lift')
+  @HttpCode(200)
+  lift(@Req() request: FastifyRequest): Promise<ReplyOf<'revocation.lift'>> {
+    return handled('revocation.lift', request, async () => {
+      const { body } = asked('revocation.lift', request);
+      const { subject } = allowed('revocation.lift', request);
+      const lifted = await this.#parts.revocations.lift(subject, body.what, body.reason);
+      return rendered('revocation.lift', { lifted });
+    });
+  }
+
+  @Get('revocations')
+  revocations(@Req() request: FastifyRequest): Promise<ReplyOf<'revocation.list'>> {
+    return handled('revocation.list', request, async () => {
+      const { query } = asked('revocation.list', request);
+      allowed('revocation.list', request);
+      const revocations = await this.#parts.revocations.list(query.standing ?? false);
+      return rendered('revocation.list', { revocations });
     });
   }
 

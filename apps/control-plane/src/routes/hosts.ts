@@ -35,6 +35,17 @@ export class HostRoutes {
     });
   }
 
+  @Post('hosts/:name/ban')
+  @HttpCode(200)
+  ban(@Req() request: FastifyRequest): Promise<ReplyOf<'host.ban'>> {
+    return handled('host.ban', request, async () => {
+      const { params, body } = asked('host.ban', request);
+      const { subject } = allowed('host.ban', request);
+      const revocation = await this.#parts.revocations.ban(subject, params.name, body.reason);
+      return rendered('host.ban', revocation);
+    });
+  }
+
   @Get('hosts')
   list(@Req() request: FastifyRequest): Promise<ReplyOf<'host.list'>> {
     return handled('host.list', request, async () => {

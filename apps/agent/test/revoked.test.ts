@@ -1,0 +1,122 @@
+// Owns the proof of which runs a revocation reaches on its host, also in the agent's next life, and that a receipt says why not.
+import { CustodyError } from '@custody/core/errors';
+import { keeperReturnMsMax } from '@custody/core/limits';
+import type { RevocationTarget } from '@custody/core/revocation';
+import type { JsonObject } from '@custody/ledger/canonical';
+import type { LedgerEntry } from '@custody/ledger/entry';
+import type { RevocationClaims } from '@custody/wire/messages';
+import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
+import { ask, FakeKeeper, peer, revocation, scene, type Scene, type Written } from './fakes.ts';
+import { at, grantId, hostId, settle } from './support.ts';
+
+// Timers stand still until a test moves them; everything else is real.
+beforeEach(() => void vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout'] }));
+afterEach(() => void vi.useRealTimers());
+
+async function pass(s: Scene, ms: number): Promise<void> {
+  s.clock.advance(ms);
+  await vi.advanceTimersByTimeAsync(ms);
+  await settle();
+}
+
+/** A run whose keeper is attached and whose root has started. */
+async function running(s: Scene): Promise<FakeKeeper> {
+  const { grantId: id } = await s.runs.admit(ask(), peer);
+  const keeper = new FakeKeeper();
+  s.runs.attach(id, keeper);
+  s.runs.started(id, 5000, '123');
+  await settle();
+  return keeper;
+}
+
+const entryOf = ({ kind, body }: Written, index: number): LedgerEntry => ({
+  ...{ v: 1, host: hostId, epoch: 1, seq: index + 1, at, boot_ms: 1, kind, prev: 'a'.repeat(64) },
+  body: body as unknown as JsonObject,
+});
+
+/** The agent's next life: what it finds in its ledger. */
+async function reborn(s: Scene): Promise<Scene> {
+  const next = await scene({ bootMs: s.clock.bootMs });
+  s.spool.written.forEach((written, index) => next.runs.replay(entryOf(written, index)));
+  return next;
+}
+
+describe('a revocation of a running tree', () => {
+  it('reaches what was decided before it, and nothing that was decided knowing of it', async () => {
+    const s = await scene();
+    s.link.claims = { epoch: 5 };
+    const keeper = await running(s);
+    const everything = (epoch: number): RevocationClaims => ({
+      epoch,
+      target: { kind: 'all' },
+      reason: 'r',
+      at,
+    });
+    s.runs.revoke(everything(5), s.clock.bootMs(), s.clock.wallClock());
+    expect(keeper.told).toEqual([]);
+    s.runs.revoke(everything(6), s.clock.bootMs(), s.clock.wallClock());
+    expect(keeper.told).toEqual([{ cause: 'revoked', graceMs: 0 }]);
+  });
+
+  it('of any target reaches a run that an earlier agent released', async () => {
+    const targets: RevocationTarget[] = [
+      { kind: 'grant', id: grantId(1) },
+      { kind: 'host', id: hostId, name: 'host-a' },
+      { kind: 'subject', subject: 'host-a/1000' },
+      { kind: 'secret', path: 'prod/stripe', version: 1 },
+      { kind: 'prefix', path: 'prod' },
+      { kind: 'policy_revision', revision: 1 },
+      { kind: 'all' },
+    ];
+    for (const target of targets) {
+      const s = await scene();
+      s.link.claims = { epoch: 3 };
+      await running(s);
+      const [released] = s.spool.of('released');
+      const run = { kind: 'run', id: released?.runId ?? '' } as const;
+      for (const each of [target, run]) {
+        const next = await reborn(s);
+        // The link begins there: whatever came since is applied again.
+        expect(next.runs.lowestOpenEpoch()).toBe(3);
+        next.runs.revoke(
+          { epoch: 3, target: each, reason: 'r', at },
+          next.clock.bootMs(),
+          next.clock.wallClock(),
+        );
+        await settle();
+        expect([each, next.swept]).toEqual([each, []]);
+        next.runs.revoke(
+          { epoch: 4, target: each, reason: 'r', at },
+          next.clock.bootMs(),
+          next.clock.wallClock(),
+        );
+        await settle();
+        expect([each, next.swept]).toEqual([each, [grantId(1)]]);
+      }
+    }
+  });
+
+  it('that cannot be carried out says why, once, and proves it when it can', async () => {
+    const s = await scene();
+    const keeper = await running(s);
+    s.runs.detached(grantId(1), keeper);
+    s.found = async () => ({ processes: [], emptyBootMs: undefined, complaints: ['pid 9 is stuck'] });
+    s.runs.revoke(revocation(grantId(1)), s.clock.bootMs(), s.clock.wallClock());
+    await settle();
+    await pass(s, keeperReturnMsMax);
+    expect(s.spool.of('receipt')).toMatchObject([{ outcome: 'not_empty', why: 'pid 9 is stuck' }]);
+    s.found = async () => ({ processes: [], emptyBootMs: s.clock.bootMs(), complaints: [] });
+    await pass(s, keeperReturnMsMax);
+    expect(s.spool.of('receipt').map(({ outcome }) => outcome)).toEqual(['not_empty', 'killed']);
+    await s.runs.whenNoneOpen();
+  });
+});
+
+describe('a host that takes no runs', () => {
+  it('refuses before anything is asked for, and the refusal goes on record', async () => {
+    const refusal = new CustodyError('revoked', 'host-a was banned');
+    const s = await scene({ refusal: () => refusal });
+    await expect(s.runs.admit(ask(), peer)).rejects.toBe(refusal);
+    expect([s.link.asked, s.spool.kinds]).toEqual([[], ['refused']]);
+  });
+});
