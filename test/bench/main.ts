@@ -1,11 +1,13 @@
 // Owns `npm run bench -- NAME`: picks the bench, runs it, writes its results.
 import { ceiling } from './ceiling.ts';
 import { keeper } from './keeper.ts';
+import { revoke } from './revoke.ts';
 import { run } from './run.ts';
+import { simulation } from './simulation.ts';
 import { up } from './up.ts';
 import { writeResults, type Bench } from './results.ts';
 
-const benches: Readonly<Record<string, Bench>> = { ceiling, keeper, run, up };
+const benches: Readonly<Record<string, Bench>> = { ceiling, keeper, revoke, run, simulation, up };
 
 const name = process.argv[2] ?? '';
 const bench = benches[name];

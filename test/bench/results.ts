@@ -28,8 +28,29 @@ export function spreadOf(samplesMs: readonly number[]): Spread {
   return { medianMs: at(0.5), p10Ms: at(0.1), p90Ms: at(0.9), runs: sorted.length };
 }
 
+export interface Percentiles {
+  readonly p50Ms: number;
+  readonly p99Ms: number;
+  readonly maxMs: number;
+  readonly samples: number;
+}
+
+/** Nearest rank: with fewer than 100 samples the 99th percentile is the greatest of them. */
+export function percentilesOf(samplesMs: readonly number[]): Percentiles {
+  const sorted = samplesMs.toSorted((a, b) => a - b);
+  const at = (share: number): number =>
+    round(sorted[Math.max(0, Math.ceil(share * sorted.length) - 1)] ?? Number.NaN);
+  return { p50Ms: at(0.5), p99Ms: at(0.99), maxMs: at(1), samples: sorted.length };
+}
+
 export function round(value: number): number {
   return Math.round(value * 1_000) / 1_000;
+}
+
+/** One line on the terminal that counts. */
+export function progress(what: string, done: number, of: number): void {
+  if (done % 20 === 0 || done === of)
+    process.stdout.write(`\r${what} ${done} of ${of}${done === of ? '\n' : ''}`);
 }
 
 export function writeResults(name: string, results: Results): string {

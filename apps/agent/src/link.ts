@@ -50,6 +50,7 @@ import { fleet, hostUp, type UpWhat } from '@custody/wire/subjects';
 import type { z } from 'zod';
 import { readCursor, writeCursor, type Cursor } from './cursor.ts';
 import type { Log } from './log.ts';
+import { machineTimers, type Timer, type Timers } from './timers.ts';
 
 export type LinkState = 'down' | 'catching_up' | 'ready';
 
@@ -84,7 +85,22 @@ export interface LinkOptions {
   readonly settled: () => Promise<void>;
   /** The least epoch at which an open run was decided: kills that a dying agent left undone are behind the cursor. */
   readonly openSince: () => number;
+  /** Absent: this machine. */
+  readonly machine?: LinkMachine;
 }
+
+/** What stands beneath a link: a simulation has its own. */
+export interface LinkMachine {
+  readonly timers: Timers;
+  readonly verify: typeof verifyJws;
+  readonly readCursor: typeof readCursor;
+  readonly writeCursor: typeof writeCursor;
+}
+
+const thisMachine: LinkMachine = { timers: machineTimers, verify: verifyJws, readCursor, writeCursor };
+
+/** As much of the bus as a link uses. */
+export type LinkBus = Pick<Bus, 'connected' | 'subscribe' | 'request' | 'onStatus'>;
 
 export interface LogChange {
   readonly from: { readonly log?: string; readonly epoch: number };
@@ -95,12 +111,13 @@ const beaconsHeard = counter('custody.agent.beacons', 'beacons heard, by what th
 
 export class Link implements AsyncDisposable {
   readonly #options: LinkOptions;
+  readonly #machine: LinkMachine;
   readonly #subscriptions: AsyncDisposable[] = [];
   /** The one line along which entries are applied, whichever way they came. */
   #applying: Promise<void> = Promise.resolve();
   #recent: RevocationClaims[] = [];
   /** Undefined until the bus is joined. */
-  #bus: Bus | undefined;
+  #bus: LinkBus | undefined;
   readonly #openedBootMs: number;
   /** Settled once it is subscribed for the first time, or closed. */
   readonly #begun = Promise.withResolvers<void>();
@@ -119,12 +136,13 @@ export class Link implements AsyncDisposable {
   #refusal: string | undefined;
   /** Why the last catching up failed. */
   #failure: Error | undefined;
-  #timer: NodeJS.Timeout | undefined;
-  #retry: NodeJS.Timeout | undefined;
+  #timer: Timer | undefined;
+  #retry: Timer | undefined;
   #closed = false;
 
   constructor(options: LinkOptions) {
     this.#options = options;
+    this.#machine = options.machine ?? thisMachine;
     this.#openedBootMs = options.bootMs();
   }
 
@@ -151,9 +169,9 @@ export class Link implements AsyncDisposable {
   }
 
   /** Subscribes, then catches up, then serves; again at every reconnect. `onReady` is called each time it serves again. */
-  async start(bus: Bus, onReady: () => void): Promise<void> {
+  async start(bus: LinkBus, onReady: () => void): Promise<void> {
     const { cursorFile, bootMs, wallClock } = this.#options;
-    const kept = await readCursor(cursorFile);
+    const kept = await this.#machine.readCursor(cursorFile);
     this.#cursor =
       kept === undefined ? undefined : { ...kept, epoch: Math.min(kept.epoch, this.#options.openSince()) };
     this.#bus = bus;
@@ -179,7 +197,7 @@ export class Link implements AsyncDisposable {
       } else this.#setState('down');
       if (status === 'refused' && detail.startsWith('user')) this.refused(detail);
     });
-    this.#timer = setInterval(() => {
+    this.#timer = this.#machine.timers.every(() => {
       if (this.#state !== 'ready' || mustAsk(this.#standing, bootMs())) this.catchUp();
     }, beaconIntervalMs);
     this.catchUp();
@@ -211,9 +229,9 @@ export class Link implements AsyncDisposable {
   async #firstJoin(): Promise<void> {
     const leftMs = this.#openedBootMs + linkJoinMsMax - this.#options.bootMs();
     if (leftMs <= 0) return;
-    const timer = setTimeout(() => this.#begun.resolve(), leftMs);
+    const late = this.#machine.timers.once(() => this.#begun.resolve(), leftMs);
     await this.#begun.promise;
-    clearTimeout(timer);
+    late.cancel();
   }
 
   /** Makes sure that the policy copy is the newest. Without a network it stays what it is. */
@@ -303,8 +321,8 @@ export class Link implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     this.#closed = true;
     this.#begun.resolve();
-    clearInterval(this.#timer);
-    clearTimeout(this.#retry);
+    this.#timer?.cancel();
+    this.#retry?.cancel();
     await Promise.all(this.#subscriptions.map((subscription) => subscription[Symbol.asyncDispose]()));
     await this.#catchingUp;
     await this.#applying;
@@ -330,8 +348,8 @@ export class Link implements AsyncDisposable {
       this.#setState('down');
       this.#options.log.warn({ err: error }, 'catching up with the control plane failed');
       // The bus may be back before the control plane is.
-      clearTimeout(this.#retry);
-      if (!this.#closed) this.#retry = setTimeout(() => this.catchUp(), reconcileIntervalMs);
+      this.#retry?.cancel();
+      if (!this.#closed) this.#retry = this.#machine.timers.once(() => this.catchUp(), reconcileIntervalMs);
     }
   }
 
@@ -478,7 +496,7 @@ export class Link implements AsyncDisposable {
 
   async #moveCursor(cursor: Cursor): Promise<void> {
     this.#cursor = cursor;
-    await writeCursor(this.#options.cursorFile, cursor);
+    await this.#machine.writeCursor(this.#options.cursorFile, cursor);
   }
 
   #heardOfPolicy(data: Uint8Array): void {
@@ -536,7 +554,7 @@ export class Link implements AsyncDisposable {
     token: string,
     schema: Schema,
   ): Promise<z.output<Schema>> {
-    return parse(schema, await verifyJws(this.#options.controlPlaneKey, typ, token), typ);
+    return parse(schema, await this.#machine.verify(this.#options.controlPlaneKey, typ, token), typ);
   }
 
   #away(): CustodyError {

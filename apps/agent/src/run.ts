@@ -9,6 +9,7 @@ import type { Held } from '@custody/wire/schema';
 import type { Ask } from './delivery.ts';
 import { startOf } from './process.ts';
 import type { Closing, Heard } from './record.ts';
+import type { Timer } from './timers.ts';
 
 /** What the kernel says of the process at the other end of the socket. */
 export interface Peer {
@@ -55,7 +56,7 @@ export interface Run extends RevocableGrant {
   root: { pid: number; startTicks: string } | undefined;
   keeper: KeeperEnd | undefined;
   revoked: Heard | undefined;
-  watch: NodeJS.Timeout | undefined;
+  watch: Timer | undefined;
   sweeping: boolean;
   /** Whether it was put on record that it could not be emptied so far. */
   complained: boolean;

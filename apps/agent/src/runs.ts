@@ -56,6 +56,7 @@ import {
   type RunShown,
 } from './run.ts';
 import type { Spool } from './spool.ts';
+import { machineTimers, type Timers } from './timers.ts';
 
 export interface RunsOptions {
   readonly hostId: string;
@@ -86,6 +87,8 @@ export interface RunsOptions {
   readonly bootMs: () => number;
   readonly newId: (prefix: string) => string;
   readonly log: Log;
+  /** Absent: those of this machine. */
+  readonly timers?: Timers;
 }
 
 /** Between two looks at whether a keeper that is away still lives. */
@@ -102,6 +105,7 @@ const revokedToEmpty = histogram(
 
 export class Runs implements AsyncDisposable {
   readonly #options: RunsOptions;
+  readonly #timers: Timers;
   readonly #runs = new Map<string, Run>();
   readonly #closing = new Set<Promise<void>>();
   #refusalsWaiting = 0;
@@ -110,6 +114,7 @@ export class Runs implements AsyncDisposable {
 
   constructor(options: RunsOptions) {
     this.#options = options;
+    this.#timers = options.timers ?? machineTimers;
   }
 
   /** Rebuilds the open runs from the ledger, before anything else happens. Given to `Spool.open`. */
@@ -281,7 +286,7 @@ export class Runs implements AsyncDisposable {
 
   /** Waits for what is being closed. Trees go on: the next agent adopts them. */
   async [Symbol.asyncDispose](): Promise<void> {
-    for (const run of this.#runs.values()) clearTimeout(run.watch);
+    for (const run of this.#runs.values()) run.watch?.cancel();
     while (this.#closing.size > 0) await Promise.allSettled(this.#closing);
   }
 
@@ -457,8 +462,8 @@ export class Runs implements AsyncDisposable {
       run.keeper.end('revoked', 0);
       if (this.#options.groups.kill(run.runId)) run.killedBootMs = this.#options.bootMs();
       // A keeper that is stopped or stuck must not keep the values alive.
-      clearTimeout(run.watch);
-      run.watch = setTimeout(() => void this.#sweep(run), keeperLagMsMax);
+      run.watch?.cancel();
+      run.watch = this.#timers.once(() => void this.#sweep(run), keeperLagMsMax);
     }
     if (run.keeper === undefined && run.releasedSeq !== Number.POSITIVE_INFINITY && run.started)
       void this.#sweep(run);
@@ -466,10 +471,10 @@ export class Runs implements AsyncDisposable {
 
   /** The keeper keeps the ceiling, and the freshness. Where it does not, stopped or stuck, the agent does. */
   #watchBound(run: Run): void {
-    clearTimeout(run.watch);
+    run.watch?.cancel();
     const killBootMs = boundBootMs(run) + run.graceMs;
     const leftMs = killBootMs - this.#options.bootMs();
-    run.watch = setTimeout(
+    run.watch = this.#timers.once(
       () => {
         // A beacon may have moved it on meanwhile.
         if (this.#options.bootMs() < boundBootMs(run) + run.graceMs) return this.#watchBound(run);
@@ -483,14 +488,14 @@ export class Runs implements AsyncDisposable {
   /** A keeper that runs has its time to empty the tree. One that is stopped, or stopped again, has none. */
   #awaitEnd(run: Run, leftMs: number): void {
     if (leftMs <= 0 || this.#options.stopped(run.keeperPid)) return void this.#sweep(run);
-    run.watch = setTimeout(() => this.#awaitEnd(run, leftMs - keeperLookMs), keeperLookMs);
+    run.watch = this.#timers.once(() => this.#awaitEnd(run, leftMs - keeperLookMs), keeperLookMs);
   }
 
   /** A living keeper has its time to come back. One that died may not be dead yet when its connection closes. */
   #awaitKeeper(run: Run, leftMs: number): void {
-    clearTimeout(run.watch);
+    run.watch?.cancel();
     if (leftMs <= 0 || !this.#options.alive(run.keeperPid)) return this.#keeperLost(run);
-    run.watch = setTimeout(() => this.#awaitKeeper(run, leftMs - keeperLookMs), keeperLookMs);
+    run.watch = this.#timers.once(() => this.#awaitKeeper(run, leftMs - keeperLookMs), keeperLookMs);
   }
 
   #keeperLost(run: Run): void {
@@ -499,7 +504,7 @@ export class Runs implements AsyncDisposable {
 
   /** The keeper saw its tree empty. What it cannot see is looked for before the record says so. */
   async #finish(run: Run, end: Closing): Promise<void> {
-    clearTimeout(run.watch);
+    run.watch?.cancel();
     run.told = end;
     // A scan costs more than a short run: exits share one. What was asked for by somebody does not wait.
     const escapes = this.#options.escapes();
@@ -557,7 +562,7 @@ export class Runs implements AsyncDisposable {
         run.complained = true;
         this.#record('receipt', notEmptyBody(run, error, run.revoked));
       }
-      run.watch = setTimeout(() => void this.#sweep(run), keeperReturnMsMax);
+      run.watch = this.#timers.once(() => void this.#sweep(run), keeperReturnMsMax);
     } finally {
       run.sweeping = false;
     }
@@ -565,7 +570,7 @@ export class Runs implements AsyncDisposable {
 
   #close(run: Run, end: Closing): void {
     if (!this.#runs.delete(run.grantId)) return;
-    clearTimeout(run.watch);
+    run.watch?.cancel();
     this.#options.groups.drop(run.runId);
     this.#record('ended', endedBody(run, end));
     if (end.cause === 'stale') runsStale.add(1);

@@ -168,7 +168,7 @@ export async function scene(more: Partial<RunsOptions> = {}): Promise<Scene> {
 }
 
 /** A system where no group can be made. */
-const noGroups: RunGroups = {
+export const noGroups: RunGroups = {
   hold: () => ({ sure: false, done: Promise.resolve('no groups here') }),
   freeKeeper: async () => {},
   kill: () => false,

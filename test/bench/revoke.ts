@@ -1,0 +1,163 @@
+// Owns the bench of revocation: from the operator's word to an empty tree, beside a poller; the fan-out; what freshness costs.
+import { chmodSync, mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { setTimeout as wait } from 'node:timers/promises';
+import { startConstellation, type Constellation } from '@custody/constellation/constellation';
+import { call, type ClientOptions } from '@custody/wire/client';
+import { fanOut } from './fan-out.ts';
+import { freshnessCost } from './freshness.ts';
+import { LedgerLoad, Pollers, startLive, type LiveRun } from './live-runs.ts';
+import { percentilesOf, progress, round, type Results } from './results.ts';
+import { sharedMs } from './wire.ts';
+
+const liveRuns = 100;
+const revocations = 300;
+/** One revocation so often: the polls fall everywhere between. */
+const revokeEveryMs = 200;
+const loadEveryMs = 100;
+const pollEveryMs = 10_000;
+const receiptMsMax = 10_000;
+
+export async function revoke(): Promise<Results> {
+  const dir = mkdtempSync(join(tmpdir(), 'custody-bench-'));
+  chmodSync(dir, 0o711);
+  try {
+    await using constellation = await startConstellation({
+      dataDir: join(dir, 'data'),
+      hosts: 2,
+      environment: process.env,
+      now: () => new Date(),
+    });
+    const { api, token } = constellation;
+    const client = { url: api, token };
+    await call(client, 'secret.put', {
+      params: { path: 'prod/bench' },
+      body: { fields: { key: 'a-value-to-hold' } },
+    });
+    await call(client, 'policy.apply', {
+      body: {
+        text: '@ceiling("15m") permit (principal, action == Action::"hold", resource in Folder::"prod");',
+      },
+    });
+    const { lastGrant, ...kill } = await killTimes(constellation, client);
+    console.log(kill);
+    const broadcast = await fanOut(constellation, lastGrant);
+    console.log(broadcast);
+    const freshness = await freshnessCost(constellation);
+    console.log(freshness);
+    return {
+      command: 'npm run bench -- revoke',
+      method:
+        `kill: ${liveRuns} runs of three processes live on 2 hosts, one revoked every ${revokeEveryMs} ms and replaced, ` +
+        `${revocations} in all, while a run begins and ends every ${loadEveryMs} ms; beside each run a tree of the same form ` +
+        `under no keeper, ended by one poller for each host that asks the same API every ${pollEveryMs} ms; ` +
+        'operator: request sent until the receipt that says empty is in the answer; empty: request sent until the tree was ' +
+        'empty, by the one clock of the machine; host: heard until empty, from the receipt. ' +
+        `fan-out: connections of one load process with the permissions of hosts, ${broadcast.users} users; a revocation ` +
+        'from the request over HTTP, and the same bytes published bare by the bench, interleaved; ' +
+        'until the first, half and the last connection has heard; medians over the rounds. ' +
+        'freshness: every byte of the connection of one idle host, counted between its agent and nats-server',
+      figures: { kill, fanOut: broadcast, freshness },
+    };
+  } finally {
+    rmSync(dir, { recursive: true, force: true });
+  }
+}
+
+interface Sample {
+  readonly operatorMs: number;
+  readonly emptyMs: number;
+  readonly hostMs: number;
+  readonly poller: Promise<number>;
+}
+
+async function killTimes(
+  { hosts }: Constellation,
+  client: ClientOptions,
+): Promise<Record<string, unknown> & { lastGrant: string }> {
+  const names = hosts.map(({ name }) => name);
+  await using pollers = Pollers.start(client, names, 0, pollEveryMs);
+  const live: LiveRun[] = [];
+  const start = async (index: number): Promise<void> => {
+    const host = hosts[index % hosts.length];
+    if (host === undefined) throw new Error('no hosts');
+    const run = await startLive(host);
+    await pollers.hold(run);
+    live.push(run);
+  };
+  for (let index = 0; index < liveRuns; index += 10) {
+    await Promise.all(Array.from({ length: 10 }, (_, each) => start(index + each)));
+  }
+  const samples: Sample[] = [];
+  const replacing = new Set<Promise<void>>();
+  let lastGrant = '';
+  await using load = new LedgerLoad(hosts, loadEveryMs);
+  for (let each = 0; each < revocations; each += 1) {
+    const paced = wait(revokeEveryMs);
+    const run = live.shift();
+    if (run === undefined) throw new Error('no live run');
+    lastGrant = run.grantId;
+    samples.push(await revokeOne(client, run, pollers));
+    const one = start(hosts.findIndex(({ name }) => name === run.host)).finally(() => replacing.delete(one));
+    replacing.add(one);
+    await paced;
+    progress('revocation', each + 1, revocations);
+  }
+  await Promise.all(replacing);
+  console.log('waiting for the pollers');
+  const pollerMs = await Promise.all(samples.map(({ poller }) => poller));
+  const operator = percentilesOf(samples.map(({ operatorMs }) => operatorMs));
+  const empty = percentilesOf(samples.map(({ emptyMs }) => emptyMs));
+  const host = percentilesOf(samples.map(({ hostMs }) => hostMs));
+  const poller = percentilesOf(pollerMs);
+  await Promise.all(live.map(({ grantId }) => revokeQuietly(client, grantId)));
+  await Promise.all(live.map(({ gone }) => gone));
+  return {
+    liveRuns,
+    processesPerRun: 3,
+    load: { runs: load.finished, failed: load.failed },
+    operator,
+    empty,
+    host,
+    poller,
+    pollerToOperatorP99: round(poller.p99Ms / operator.p99Ms),
+    pollerToEmptyP99: round(poller.p99Ms / empty.p99Ms),
+    lastGrant,
+  };
+}
+
+/** Asks as `custody revoke --wait` does: the request, and then for news until every receipt is there. */
+async function revokeOne(client: ClientOptions, run: LiveRun, pollers: Pollers): Promise<Sample> {
+  const [sentAt, sentMs] = [Date.now(), sharedMs()];
+  let view = await call(client, 'revocation.create', {
+    body: { target: { kind: 'grant', id: run.grantId }, reason: 'bench' },
+  });
+  while (!view.proven) {
+    const leftMs = sentMs + receiptMsMax - sharedMs();
+    if (leftMs <= 0) throw new Error(`no receipt of ${run.grantId} after ${receiptMsMax} ms`);
+    view = await call(client, 'revocation.get', {
+      params: { epoch: String(view.epoch) },
+      query: { waitMs: String(Math.ceil(leftMs)) },
+    });
+  }
+  const operatorMs = sharedMs() - sentMs;
+  const [receipt] = view.receipts;
+  if (receipt?.state !== 'killed' || receipt.heardAt === undefined || receipt.emptyMicros === undefined) {
+    throw new Error(`${run.grantId} was not killed: ${JSON.stringify(receipt)}`);
+  }
+  const hostMs = receipt.emptyMicros / 1_000;
+  return {
+    operatorMs,
+    // The host reads its wall clock when it hears; that clock is ours.
+    emptyMs: Date.parse(receipt.heardAt) - sentAt + hostMs,
+    hostMs,
+    poller: pollers.emptied(run.grantId).then((emptyMs) => emptyMs - sentMs),
+  };
+}
+
+async function revokeQuietly(client: ClientOptions, id: string): Promise<void> {
+  await call(client, 'revocation.create', {
+    body: { target: { kind: 'grant', id }, reason: 'the bench is over' },
+  });
+}
