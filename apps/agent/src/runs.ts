@@ -1,25 +1,17 @@
-// Owns the runs of this host: from asking, through release and revocation, to the ledger entry that closes each.
-import { decideCeiling } from '@custody/core/grant';
-import { localUser } from '@custody/core/cedar';
+// Owns the open runs of this host: from release, through revocation, to the ledger entry that closes each.
 import { CustodyError } from '@custody/core/errors';
-import { keeperLagMsMax, keeperReturnMsMax, refusalRecordsMax, runsPerHostMax } from '@custody/core/limits';
-import { freshUntil } from '@custody/core/freshness';
-import type { Freshness } from '@custody/core/policy';
+import { keeperLagMsMax, keeperReturnMsMax } from '@custody/core/limits';
 import { hits } from '@custody/core/revocation';
-import type { SealingKey } from '@custody/crypto/keys';
 import type { Outsider } from '@custody/keeper/scan';
 import type { KeeperProcess, SweepResult } from '@custody/keeper/sweep';
 import type { LedgerEntry } from '@custody/ledger/entry';
-import { counter, histogram, traced } from '@custody/telemetry/telemetry';
+import { counter, histogram } from '@custody/telemetry/telemetry';
 import { hostKinds, type HostBody } from '@custody/wire/ledger';
-import {
-  failureOf,
-  type GrantClaims,
-  type GrantRequest,
-  type RevocationClaims,
-} from '@custody/wire/messages';
-import type { Ask } from './delivery.ts';
-import { cutOffMeanwhile, denyByCopy, revokedMeanwhile } from './denial.ts';
+import type { RevocationClaims } from '@custody/wire/messages';
+import { Admission, type AdmissionOptions } from './admission.ts';
+import type { Escapes, Seen } from './escapes.ts';
+import type { RunGroups } from './groups.ts';
+import type { LogChange } from './link.ts';
 import {
   earliest,
   endedBody,
@@ -27,19 +19,11 @@ import {
   notEmptyBody,
   nothing,
   receiptBody,
-  releasedBody,
   sweptRows,
   withRows,
   type Closing,
   type Ended,
 } from './record.ts';
-import type { Escapes, Seen } from './escapes.ts';
-import type { RunGroups } from './groups.ts';
-import type { Granted, Link, LogChange } from './link.ts';
-import type { Log } from './log.ts';
-import type { Manifests } from './manifests.ts';
-import { openValues } from './opening.ts';
-import { releaseOf, type Release } from './release.ts';
 import {
   adoptFreshness,
   around,
@@ -47,7 +31,6 @@ import {
   oldestSeq,
   overdue,
   renewRun,
-  runGranted,
   runOnRecord,
   shown,
   type KeeperEnd,
@@ -55,20 +38,10 @@ import {
   type Run,
   type RunShown,
 } from './run.ts';
-import type { Spool } from './spool.ts';
 import { machineTimers, type Timers } from './timers.ts';
 
-export interface RunsOptions {
+export interface RunsOptions extends AdmissionOptions {
   readonly hostId: string;
-  readonly hostName: string;
-  /** Why this host takes no run any more; undefined while it does. */
-  readonly refusal: () => CustodyError | undefined;
-  readonly sealingKey: SealingKey;
-  readonly link: () => Pick<
-    Link,
-    'policy' | 'refreshPolicy' | 'whenReady' | 'requestGrant' | 'standing' | 'prove'
-  >;
-  readonly spool: () => Pick<Spool, 'append'>;
   readonly sweep: (
     grantId: string,
     options: {
@@ -81,12 +54,8 @@ export interface RunsOptions {
   readonly escapes: () => Pick<Escapes, 'watch' | 'look' | 'lookShared'>;
   /** Whether a keeper is stopped, and so keeps no ceiling. */
   readonly stopped: (pid: number) => boolean;
-  readonly manifests: Pick<Manifests, 'granted'>;
   /** Whether a process that may be a keeper still lives. */
   readonly alive: (pid: number) => boolean;
-  readonly bootMs: () => number;
-  readonly newId: (prefix: string) => string;
-  readonly log: Log;
   /** Absent: those of this machine. */
   readonly timers?: Timers;
 }
@@ -94,8 +63,6 @@ export interface RunsOptions {
 /** Between two looks at whether a keeper that is away still lives. */
 const keeperLookMs = 50;
 
-const grantsReleased = counter('custody.agent.grants', 'grants released to a tree');
-const runsRefused = counter('custody.agent.refusals', 'runs refused, by code');
 const runsStale = counter('custody.agent.stale', 'runs ended because this host was cut off');
 const revokedToEmpty = histogram(
   'custody.agent.revoked_to_empty',
@@ -108,13 +75,21 @@ export class Runs implements AsyncDisposable {
   readonly #timers: Timers;
   readonly #runs = new Map<string, Run>();
   readonly #closing = new Set<Promise<void>>();
-  #refusalsWaiting = 0;
+  /** Until it returns, the run is already known to revocations. */
+  readonly admit: Admission['admit'];
   #provenBootMs = -Infinity;
   #noneOpen: PromiseWithResolvers<void> | undefined;
 
   constructor(options: RunsOptions) {
     this.#options = options;
     this.#timers = options.timers ?? machineTimers;
+    const admission = new Admission(options, {
+      count: () => this.#runs.size,
+      find: (grantId) => this.#runs.get(grantId),
+      add: (run) => void this.#runs.set(run.grantId, run),
+      notStarted: (grantId) => this.notStarted(grantId),
+    });
+    this.admit = (ask, peer) => admission.admit(ask, peer);
   }
 
   /** Rebuilds the open runs from the ledger, before anything else happens. Given to `Spool.open`. */
@@ -192,23 +167,6 @@ export class Runs implements AsyncDisposable {
   awaitKeepers(): void {
     for (const run of this.#runs.values()) this.#awaitKeeper(run, keeperReturnMsMax);
     this.#options.escapes().watch();
-  }
-
-  /**
-   * Decides, asks, records, and only then gives the values (invariant 2). Throws the refusal to show.
-   * Until it returns, the run is already known to revocations.
-   */
-  async admit(ask: Ask, peer: Peer): Promise<Release> {
-    const parent = ask.traceparent === undefined ? undefined : { traceparent: ask.traceparent };
-    return traced('agent.admit', { parent, attributes: { 'custody.uid': peer.uid } }, async () => {
-      try {
-        return await this.#admit(ask, peer);
-      } catch (error) {
-        runsRefused.add(1, { code: error instanceof CustodyError ? error.code : 'internal' });
-        this.#recordRefusal(ask, peer, error);
-        throw error;
-      }
-    });
   }
 
   attach(grantId: string, keeper: KeeperEnd): void {
@@ -294,145 +252,6 @@ export class Runs implements AsyncDisposable {
   #unended(grantId: string): Run | undefined {
     const run = this.#runs.get(grantId);
     return run?.told === undefined ? run : undefined;
-  }
-
-  async #admit(ask: Ask, peer: Peer): Promise<Release> {
-    const { link: linkOf, spool, hostName, bootMs, newId } = this.#options;
-    const link = linkOf();
-    const refusal = this.#options.refusal();
-    if (refusal !== undefined) throw refusal;
-    if (this.#runs.size >= runsPerHostMax) {
-      throw new CustodyError(
-        'agent_unavailable',
-        `${this.#runs.size} runs are open on this host, the most it takes`,
-      );
-    }
-    await denyByCopy(hostName, ask, peer, link);
-    await link.whenReady();
-    const parent = this.#parentOf(ask, peer);
-    const askedBootMs = bootMs();
-    const runId = newId('r');
-    const held = this.#hold(ask, peer, runId);
-    const containment = await held.containment;
-    const granted = await this.#request(runId, link, {
-      version: 1,
-      requestId: newId('q'),
-      runId,
-      uid: peer.uid,
-      gid: peer.gid,
-      pid: peer.pid,
-      command: [...ask.command],
-      cwd: ask.cwd,
-      ...(ask.reason === undefined ? {} : { reason: ask.reason }),
-      ...(ask.ttlMs === undefined ? {} : { ttlMs: ask.ttlMs }),
-      credentials: [...ask.wanted],
-      containment,
-      ...(ask.onExit === undefined ? {} : { onExit: ask.onExit }),
-      ...(parent === undefined ? {} : { parent }),
-    });
-    const { claims } = granted;
-    // Known to revocations from here on, before the values are opened.
-    const run = this.#register(ask, peer, claims, askedBootMs, parent?.remainingMs);
-    try {
-      const since = await link.standing(run, claims.epoch);
-      if (since !== undefined || this.#isRevoked(run)) throw revokedMeanwhile(since);
-      if ((await held.made) !== claims.containment) {
-        throw new CustodyError('agent_unavailable', 'the group of this run could not be made', {
-          next: 'nothing was released; try again',
-        });
-      }
-      // The outer run may have ended while this one was asked for.
-      this.#parentOf(ask, peer);
-      await this.#freshen(run, claims.freshness, link);
-      const values = openValues(this.#options.sealingKey, granted.sealed, claims, ask);
-      const wipe = (): void => values.forEach(({ value }) => value.fill(0));
-      const subject = localUser(hostName, peer.uid);
-      run.releasedSeq = await spool().append(
-        'released',
-        releasedBody(run, claims, ask, { ...peer, subject }),
-      );
-      const stale = overdue(run, bootMs()) === 'stale';
-      if (stale || this.#isRevoked(run)) {
-        wipe();
-        throw stale ? cutOffMeanwhile() : revokedMeanwhile(undefined);
-      }
-      grantsReleased.add(1);
-      this.#options.escapes().watch();
-      const notes = [...granted.notes, ...this.#options.manifests.granted(peer.uid, ask.manifest)];
-      return releaseOf(run, ask, claims.onExit, values, notes, wipe);
-    } catch (error) {
-      // The control plane has a grant here that nobody holds: the record says so, to a revocation too.
-      this.notStarted(run.grantId);
-      throw error;
-    }
-  }
-
-  /**
-   * The keeper stands in the run's group before anything is released: what it starts was never outside. Where
-   * no group can be made, the keeper's own mechanism holds the run, and the record says so. Where it is sure
-   * to be made, the control plane is asked meanwhile: a move can take longer than the answer.
-   */
-  #hold(ask: Ask, peer: Peer, runId: string) {
-    const outer = ask.parent === undefined ? undefined : this.#runs.get(ask.parent)?.runId;
-    const { sure, done } = this.#options.groups.hold(runId, peer, outer);
-    const made = done.then((refusal) => {
-      if (refusal !== undefined) this.#options.log.debug({ runId, refusal }, 'no cgroup for a run');
-      return refusal === undefined ? ('cgroup' as const) : ask.containment;
-    });
-    return { containment: sure ? ('cgroup' as const) : made, made };
-  }
-
-  async #request(runId: string, link: Pick<Link, 'requestGrant'>, request: GrantRequest): Promise<Granted> {
-    try {
-      return await link.requestGrant(request);
-    } catch (error) {
-      this.#options.groups.drop(runId);
-      throw error;
-    }
-  }
-
-  /** Read through a method: a revocation may have come during an await. */
-  #isRevoked(run: Run): boolean {
-    return run.revoked !== undefined;
-  }
-
-  #parentOf(ask: Ask, peer: Peer): { grantId: string; remainingMs: number } | undefined {
-    if (ask.parent === undefined) return undefined;
-    const parent = this.#runs.get(ask.parent);
-    if (parent === undefined || parent.uid !== peer.uid || parent.revoked !== undefined) {
-      throw new CustodyError(
-        'run_unacceptable',
-        `the grant around this run, ${ask.parent}, is not open here`,
-        {
-          next: 'a run inside a run needs the outer one to be alive; unset CUSTODY_GRANT if there is none',
-        },
-      );
-    }
-    return {
-      grantId: parent.grantId,
-      remainingMs: Math.max(0, Math.floor(parent.ceilingBootMs - this.#options.bootMs())),
-    };
-  }
-
-  #register(
-    ask: Ask,
-    peer: Peer,
-    claims: GrantClaims,
-    askedBootMs: number,
-    parentMs: number | undefined,
-  ): Run {
-    const { ceilingMs } = decideCeiling({ policyMs: claims.ceilingMs, requestMs: ask.ttlMs, parentMs });
-    const within = around(this.#runs.get(claims.parent ?? ''));
-    const run = runGranted(claims, ask, peer, Math.floor(askedBootMs + ceilingMs), within);
-    this.#runs.set(run.grantId, run);
-    return run;
-  }
-
-  /** Until when the run is fresh, by a proof that leaves it half of its bound at the least. */
-  async #freshen(run: Run, freshness: Freshness, link: Pick<Link, 'prove'>): Promise<void> {
-    if (freshness.kind === 'best_effort') return;
-    const provenBootMs = await link.prove(this.#options.bootMs() - freshness.ms / 2);
-    run.freshUntilBootMs = Math.floor(freshUntil(freshness, provenBootMs));
   }
 
   #renewOne(run: Run): void {
@@ -598,16 +417,5 @@ export class Runs implements AsyncDisposable {
   #keep(work: Promise<void>): void {
     const kept = work.finally(() => this.#closing.delete(kept));
     this.#closing.add(kept);
-  }
-
-  #recordRefusal(ask: Ask, peer: Peer, error: unknown): void {
-    if (this.#refusalsWaiting >= refusalRecordsMax) return;
-    this.#refusalsWaiting += 1;
-    const command = ask.command.join(' ').slice(0, 1_024);
-    this.#options
-      .spool()
-      .append('refused', { uid: peer.uid, pid: peer.pid, command, error: failureOf(error) })
-      .catch((err: unknown) => this.#options.log.error({ err }, 'a refusal could not be put on record'))
-      .finally(() => (this.#refusalsWaiting -= 1));
   }
 }
