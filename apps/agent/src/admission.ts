@@ -34,6 +34,8 @@ export interface AdmissionOptions {
   readonly groups: Pick<RunGroups, 'hold' | 'drop'>;
   readonly escapes: () => Pick<Escapes, 'watch'>;
   readonly manifests: Pick<Manifests, 'granted'>;
+  /** Whether that process is the keeper of this host's canary. */
+  readonly isCanaryKeeper: (pid: number) => boolean;
   readonly bootMs: () => number;
   readonly newId: (prefix: string) => string;
   readonly log: Log;
@@ -88,7 +90,8 @@ export class Admission {
         `${this.#book.count()} runs are open on this host, the most it takes`,
       );
     }
-    await denyByCopy(hostName, ask, peer, link);
+    const isCanary = this.#options.isCanaryKeeper(peer.pid);
+    await denyByCopy(hostName, ask, { uid: peer.uid, isCanary }, link);
     await link.whenReady();
     const parent = this.#parentOf(ask, peer);
     const askedBootMs = bootMs();

@@ -13,6 +13,8 @@ export interface StartConfig {
   readonly logLevel: string;
   /** Whether runs are held in groups where those can be made; not with `CUSTODY_CONTAINMENT=subreaper`. */
   readonly groups: boolean;
+  /** Whether this host proves its kill on a canary of its own; not with `CUSTODY_CANARY=off`. */
+  readonly canary: boolean;
 }
 
 export interface EnrollConfig {
@@ -50,12 +52,15 @@ export function readConfig(argv: readonly string[], environment: Environment): S
   const containment = environment['CUSTODY_CONTAINMENT'] ?? 'cgroup';
   if (containment !== 'subreaper' && containment !== 'cgroup')
     throw usage('CUSTODY_CONTAINMENT is neither subreaper nor cgroup');
+  const canary = environment['CUSTODY_CANARY'] ?? 'on';
+  if (canary !== 'on' && canary !== 'off') throw usage('CUSTODY_CANARY is neither on nor off');
   return {
     verb: 'start',
     dataDir,
     socketPath: values.socket ?? defaultSocket(dataDir, environment),
     logLevel,
     groups: containment === 'cgroup',
+    canary: canary === 'on',
   };
 }
 

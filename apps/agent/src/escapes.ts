@@ -6,6 +6,7 @@ import type { Log } from './log.ts';
 
 /** What was seen of one run. A process is named by its pid and start time. */
 export interface Seen extends OpenRun {
+  readonly credentials: readonly { readonly path: string }[];
   readonly escapes: Set<string>;
 }
 

@@ -3,12 +3,15 @@ import { randomBytes } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { connectBus } from '@custody/bus/nats-bus';
+import { isCanary } from '@custody/core/canary';
 import type { Containment } from '@custody/core/policy';
 import { Secret } from '@custody/core/secret';
+import { startCanary } from '@custody/keeper/canary';
 import { bootTimeMs } from '@custody/keeper/native';
 import { scan } from '@custody/keeper/scan';
 import { sweep } from '@custody/keeper/sweep';
 import { inboxPrefix } from '@custody/wire/subjects';
+import { Canary } from './canary.ts';
 import type { StartConfig } from './config.ts';
 import { Accounts } from './accounts.ts';
 import { Ban, readMark, requireNotBanned } from './ban.ts';
@@ -69,14 +72,24 @@ export async function startAgent(
     escapes: () => escapes,
     alive: isAlive,
     stopped: isStopped,
+    isCanaryKeeper: (pid) => canary.isKeeper(pid),
     bootMs: bootTimeMs,
     newId,
     log,
   });
   const escapes: Escapes = new Escapes({
-    open: () => runs.openRuns(),
+    // A canary has nowhere to escape to, and is always open: it alone is no reason to look through all processes.
+    open: () => runs.openRuns().filter(({ credentials }) => !isCanary(credentials)),
     scan,
     record: (run, escape) => runs.recordEscape(run, escape),
+    log,
+  });
+  const canary: Canary = new Canary({
+    ready: () => config.canary && link.state === 'ready' && ban.refusal === undefined,
+    open: () => runs.openRuns().some(({ credentials }) => isCanary(credentials)),
+    start: (reference, ttlMs) => startCanary(config.socketPath, reference, ttlMs),
+    bootMs: bootTimeMs,
+    random: Math.random,
     log,
   });
   const spool = await Spool.open(
@@ -127,12 +140,13 @@ export async function startAgent(
     ban.heard(mark);
   }
   const stopping = new AbortController();
-  const joined = joinBus(identity, { link, accounts, spool, log }, stopping.signal);
+  const joined = joinBus(identity, { link, accounts, spool, canary, log }, stopping.signal);
   stack.defer(async () => {
     stopping.abort();
     await (await joined)[Symbol.asyncDispose]();
   });
 
+  stack.use(canary);
   runs.awaitKeepers();
   stack.use(
     await Door.open({
@@ -163,13 +177,21 @@ export async function startAgent(
   return stack.move();
 }
 
+interface Joining {
+  readonly link: Link;
+  readonly accounts: Accounts;
+  readonly spool: Spool;
+  readonly canary: Canary;
+  readonly log: Log;
+}
+
 /**
  * Joins the bus in the background, for as long as it takes: without it open runs are still watched and
  * questions answered, only no grant is given.
  */
 async function joinBus(
   identity: Identity,
-  { link, accounts, spool, log }: { link: Link; accounts: Accounts; spool: Spool; log: Log },
+  { link, accounts, spool, canary, log }: Joining,
   signal: AbortSignal,
 ): Promise<AsyncDisposable> {
   await using stack = new AsyncDisposableStack();
@@ -189,7 +211,10 @@ async function joinBus(
     await shipper.start();
     stack.use(await accounts.start(bus));
     stack.use(link);
-    await link.start(bus, () => shipper.nudge());
+    await link.start(bus, () => {
+      shipper.nudge();
+      canary.tend();
+    });
   } catch (error) {
     if (!signal.aborted) {
       log.error({ err: error }, 'the bus could not be joined: this host must be enrolled again');

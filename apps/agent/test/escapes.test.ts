@@ -10,7 +10,8 @@ const outsider = (pid: number): Outsider => ({
 });
 
 function watching(found: () => Promise<readonly Outsider[]>) {
-  const open: Seen[] = [{ grantId: grantId(1), runId: 'r_1', keeper: undefined, escapes: new Set() }];
+  const run = { grantId: grantId(1), runId: 'r_1', keeper: undefined, credentials: [] };
+  const open: Seen[] = [{ ...run, escapes: new Set() }];
   const recorded: number[] = [];
   let scans = 0;
   const { log, text } = captureLog();

@@ -158,6 +158,7 @@ export async function scene(more: Partial<RunsOptions> = {}): Promise<Scene> {
       escapes: () => ({ watch: () => {}, look: () => made.outside(), lookShared: () => made.outside() }),
       alive: (pid) => made.living.has(pid),
       stopped: () => false,
+      isCanaryKeeper: () => false,
       bootMs: clock.bootMs,
       newId: (prefix) => `${prefix}_${String((ids += 1)).padStart(8, '0')}`,
       log,

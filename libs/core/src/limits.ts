@@ -133,3 +133,8 @@ export const anchorMsMax = 300_000;
 export const freshnessMsMin = 15_000;
 /** Open refusal records that may wait for the disk: past that, refusals go unrecorded rather than unbounded. */
 export const refusalRecordsMax = 256;
+
+/** The canary of a host: how long one may stand, and the pauses before the next after a kill and after a failure. */
+export const canaryTtlMs = 24 * 3_600_000;
+export const canaryPauseMsMax = 60_000;
+export const canaryRetryMs = 10_000;

@@ -10,6 +10,7 @@ export const shellVariables: readonly string[] = [
   'CUSTODY_LOG',
   'CUSTODY_JOIN_TOKEN',
   'CUSTODY_CONTAINMENT',
+  'CUSTODY_CANARY',
 ];
 
 /** What the control plane is configured by. */

@@ -91,5 +91,7 @@ struct process;
 int sweep(const char *grant, int64_t grace_ms, const struct process *keeper, const struct process *root, const char *place);
 /* scan.c: finds every process that holds the marker of a run read from stdin and is not in its tree. */
 int scan(void);
+/* Stands still for that long, with a daemon beside it. Returns an exit code. */
+int canary(int64_t seconds);
 
 #endif

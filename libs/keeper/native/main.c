@@ -58,10 +58,11 @@ static const char help_sweep[] =
     "  --place FOLDER            then the files of the run are removed from FOLDER\n";
 
 static const char help_all[] =
-    "Usage: custody-keeper run ... | sweep ... | scan | --help | --version\n"
+    "Usage: custody-keeper run ... | sweep ... | scan | canary SECONDS | --help | --version\n"
     "\n"
     "The native part of `custody run`. `custody-keeper run --help` and `custody-keeper sweep --help` tell more.\n"
-    "`scan` reads runs from stdin and prints who holds a marker of theirs outside of their trees.\n";
+    "`scan` reads runs from stdin and prints who holds a marker of theirs outside of their trees.\n"
+    "`canary` is the command of the run on which a host proves that it can kill: only KILL ends it sooner.\n";
 
 static int print(const char *text) {
   return fputs(text, stdout) < 0 || fflush(stdout) != 0 ? EXIT_CUSTODY : 0;
@@ -246,12 +247,21 @@ static int main_sweep(int count, char **words) {
   return EXIT_USAGE;
 }
 
+static int main_canary(int count, char **words) {
+  int64_t seconds;
+  const char *text = count == 1 ? words[0] : "";
+  if (decimal(text, strlen(text), &seconds) && seconds >= 1 && seconds <= TTL_MS_MAX / 1000) return canary(seconds);
+  say("canary wants a whole number of seconds, at most a year of them");
+  return EXIT_USAGE;
+}
+
 int main(int count, char **words) {
   const char *verb = count > 1 ? words[1] : "";
   int code = EXIT_USAGE;
   if (strcmp(verb, "run") == 0) code = main_run(count - 2, words + 2);
   else if (strcmp(verb, "sweep") == 0) code = main_sweep(count - 2, words + 2);
   else if (strcmp(verb, "scan") == 0 && count == 2) code = scan();
+  else if (strcmp(verb, "canary") == 0) code = main_canary(count - 2, words + 2);
   else if (strcmp(verb, "--help") == 0 || strcmp(verb, "-h") == 0) code = print(help_all);
   else if (strcmp(verb, "--version") == 0) code = print("custody-keeper " CUSTODY_VERSION "\n");
   else if (*verb == '\0') say("what to do? see `custody-keeper --help`");

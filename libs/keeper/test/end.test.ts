@@ -104,6 +104,24 @@ describe.each([...keepers, ...(variant === undefined ? [] : [variant])])(
       expect((await run.exit).signal).toBe('SIGUSR1');
     });
 
+    it('a canary is a root and a daemon that only KILL ends, both accounted for', async () => {
+      await using agent = await FakeAgent.start();
+      await using run = Keeper.run({ keeper: program, agent, command: [program, 'canary', '60'] });
+      const link = await agent.link();
+      await link.expect('request');
+      link.grant({ grant: nextGrant() });
+      const root = await started(link);
+      await until(() => children(run.pid).length === 2 && children(root.pid).length === 0, 'its daemon stands');
+      const left = children(run.pid);
+      for (const pid of left) process.kill(pid, 'SIGTERM');
+      expect(left.filter(alive)).toHaveLength(2);
+      end(link, 'revoked', 0);
+      const ended = await link.expect('ended');
+      expect(left.filter(alive)).toEqual([]);
+      expect(number(ended, 'processes')).toBe(2);
+      expect((await run.exit).code).toBe(123);
+    });
+
     it('what ignores TERM is dead when ceiling and grace have passed, and not before the ceiling', async () => {
       await using agent = await FakeAgent.start();
       const from = bootTimeMs();

@@ -92,7 +92,8 @@ export function withConstellation(choice: ConstellationChoice): TestConstellatio
     const constellation = await startConstellation({
       dataDir: dir,
       hosts: choice.hosts,
-      environment: { PATH: searchPath, HOME: scratch, ...more },
+      // A canary is a run that no test started: only those that are about canaries have them.
+      environment: { PATH: searchPath, HOME: scratch, CUSTODY_CANARY: 'off', ...more },
       now: () => new Date(),
       durable: choice.durable ?? false,
     });

@@ -1,0 +1,15 @@
+// Owns the name of the canary: the credential of the run on which each host proves that it can kill.
+
+/** What no operator stores and no policy permits: the control plane makes up its value, a host's agent alone asks for it. */
+export const reservedFolder = 'custody';
+export const canaryPath = 'custody/canary';
+export const canaryField = 'value';
+
+export function isReserved(path: string): boolean {
+  return path === reservedFolder || path.startsWith(`${reservedFolder}/`);
+}
+
+/** Whether these are the credentials of a canary: that one, and nothing else. */
+export function isCanary(credentials: readonly { readonly path: string }[]): boolean {
+  return credentials.length === 1 && credentials[0]?.path === canaryPath;
+}
