@@ -1,5 +1,5 @@
 // Owns the denials that a host decides alone: by its copy of the policy, or since something came while a grant was under way.
-import { isCanary, isReserved } from '@custody/core/canary';
+import { isCanary, isReserved, reservedDenial } from '@custody/core/canary';
 import { deniedByPolicy, deniedDelivery, localUser } from '@custody/core/cedar';
 import { CustodyError } from '@custody/core/errors';
 import type { RevocationClaims } from '@custody/wire/messages';
@@ -20,11 +20,7 @@ export async function denyByCopy(
 ): Promise<void> {
   if (isCanary(ask.wanted) && peer.isCanary) return;
   const reserved = ask.wanted.find(({ path }) => isReserved(path));
-  if (reserved !== undefined) {
-    throw new CustodyError('denied_by_policy', `${reserved.path} is what this host proves its kill with`, {
-      next: 'no policy can permit it; ask for a secret of your own',
-    });
-  }
+  if (reserved !== undefined) throw reservedDenial(reserved.path);
   if (denialOf(host, ask, peer, link) === undefined) return;
   await link.refreshPolicy();
   const denial = denialOf(host, ask, peer, link);

@@ -12,9 +12,13 @@ export function grantCommands(program: Command, context: Context): void {
     .command('list')
     .description('list grants, newest first')
     .option('--active', 'only those whose tree may still be alive')
+    .option('--canaries', 'also those on which hosts prove their kill')
     .option('--json', 'answer as JSON')
-    .action(async (options: { active?: boolean; json?: boolean }) => {
-      const query = options.active === true ? { active: 'true' as const } : {};
+    .action(async (options: { active?: boolean; canaries?: boolean; json?: boolean }) => {
+      const query = {
+        ...(options.active === true ? { active: 'true' as const } : {}),
+        ...(options.canaries === true ? { canaries: 'true' as const } : {}),
+      };
       const { grants } = await ask(context, 'grant.list', { query });
       show(context, options.json, grants, () => (grants.length === 0 ? 'no grants' : grantTable(grants)));
     });

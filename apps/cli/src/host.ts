@@ -202,15 +202,21 @@ async function askAgent(path: string): Promise<Frame> {
 
 function hostTable(hosts: readonly HostView[]): string {
   return table(
-    ['NAME', 'ID', 'LAST SEEN', 'CONTAINMENT', 'LEDGER'],
-    hosts.map(({ name, hostId, lastSeenAt, containment, ledger, bannedAt }) => [
+    ['NAME', 'ID', 'LAST SEEN', 'CONTAINMENT', 'LAST PROVED ITS KILL', 'LEDGER'],
+    hosts.map(({ name, hostId, lastSeenAt, containment, canary, ledger, bannedAt }) => [
       bannedAt === undefined ? name : `${name} BANNED`,
       hostId,
       lastSeenAt ?? 'never',
       containment ?? '',
+      proofText(canary),
       ledger === undefined ? 'empty' : `${ledger.epoch}/${ledger.seq}${ledger.forked ? ' FORKED' : ''}`,
     ]),
   );
+}
+
+function proofText({ state, provedAt, emptyMicros = 0 }: HostView['canary']): string {
+  const last = provedAt === undefined ? 'never' : `${provedAt} in ${(emptyMicros / 1_000).toFixed(1)} ms`;
+  return state === 'failed' || state === 'absent' ? `${state.toUpperCase()} (${last})` : last;
 }
 
 function readLabels(given: readonly string[]): Record<string, string> {

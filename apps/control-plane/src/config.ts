@@ -2,8 +2,9 @@
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
+import { requireDurationMs } from '@custody/core/duration';
 import { CustodyError } from '@custody/core/errors';
-import { reasonBytesMax } from '@custody/core/limits';
+import { canaryIntervalMsDefault, reasonBytesMax } from '@custody/core/limits';
 import { quote } from '@custody/core/names';
 import { controlPlaneVariables, unknownVariable } from '@custody/core/variables';
 import { readKeyFile } from '@custody/crypto/keyfiles';
@@ -30,6 +31,8 @@ export interface Config {
   readonly operatorToken: string;
   readonly migrationsDir: string;
   readonly logLevel: string;
+  /** Between two rounds in which hosts prove their kill; undefined: only those that operators make. */
+  readonly canaryIntervalMs: number | undefined;
 }
 
 export interface InitConfig {
@@ -92,6 +95,7 @@ async function readConfig(environment: Environment): Promise<Config> {
     operatorToken: (await readFile(join(keys, fileNames.operatorToken), 'utf8')).trim(),
     migrationsDir: join(import.meta.dirname, '..', '..', '..', 'prisma', 'migrations'),
     logLevel: environment['CUSTODY_LOG'] ?? 'info',
+    canaryIntervalMs: canaryIntervalOf(environment['CUSTODY_CANARY_INTERVAL']),
   };
 }
 
@@ -124,6 +128,11 @@ function portOf(text: string, what: string): number {
   const number = Number(text);
   if (Number.isInteger(number) && number > 0 && number < 65_536) return number;
   throw usage(`${what} is not a number from 1 to 65535`);
+}
+
+function canaryIntervalOf(text: string | undefined): number | undefined {
+  if (text === 'off') return undefined;
+  return text === undefined ? canaryIntervalMsDefault : requireDurationMs(text, 'CUSTODY_CANARY_INTERVAL');
 }
 
 function missing(key: string): never {

@@ -1,10 +1,11 @@
 // Owns the decision on a run: policy, ceiling, values sealed to the host, and the record of it.
 import { createHash } from 'node:crypto';
+import { isCanary, isReserved, reservedDenial } from '@custody/core/canary';
 import { deniedByPolicy, deniedDelivery, localUser } from '@custody/core/cedar';
 import { CustodyError } from '@custody/core/errors';
 import { ceilingBound, endSlackMs } from '@custody/core/freshness';
 import { decideCeiling } from '@custody/core/grant';
-import { ceilingMsDefault, graceMsDefault } from '@custody/core/limits';
+import { canaryTtlMs, ceilingMsDefault, graceMsDefault } from '@custody/core/limits';
 import {
   decideOnExit,
   freshnessDefault,
@@ -24,7 +25,7 @@ import { counter, traced } from '@custody/telemetry/telemetry';
 import { hostKinds } from '@custody/wire/ledger';
 import { failureOf, type GrantAnswer, type GrantClaims, type GrantRequest } from '@custody/wire/messages';
 import type { GrantView, ReplyOf } from '@custody/wire/http';
-import type { Held } from '@custody/wire/schema';
+import type { Held, Wanted } from '@custody/wire/schema';
 import type { Authority } from './authority.ts';
 import type { Policies } from './policies.ts';
 import type { Secrets } from './secrets.ts';
@@ -41,6 +42,12 @@ export interface GrantsOptions {
 const grantsIssued = counter('custody.grants', 'grants issued');
 const grantsDenied = counter('custody.denials', 'grant requests refused, by code');
 
+/** Which are listed: of all hosts' canaries none, unless they are asked for. */
+export interface GrantsListed {
+  readonly active?: boolean | undefined;
+  readonly canaries?: boolean | undefined;
+}
+
 interface Obliged {
   readonly ceilingMs: number;
   readonly freshness: Freshness;
@@ -48,6 +55,15 @@ interface Obliged {
   readonly onExit: OnExit | undefined;
   readonly policyIds: readonly string[];
 }
+
+/** Its host's agent let nobody but its own keeper ask for it, and it opens nothing. */
+const canaryObliged: Obliged = {
+  ceilingMs: canaryTtlMs,
+  freshness: freshnessDefault,
+  containment: [],
+  onExit: undefined,
+  policyIds: ['canary'],
+};
 
 export class Grants {
   readonly #options: GrantsOptions;
@@ -74,11 +90,12 @@ export class Grants {
     }
   }
 
-  async list(activeOnly: boolean): Promise<GrantView[]> {
+  async list({ active: activeOnly = false, canaries = false }: GrantsListed): Promise<GrantView[]> {
     const now = this.#options.now();
     const rows = await store.listGrants(
       this.#options.db,
       activeOnly ? { now, slackMs: endSlackMs } : undefined,
+      canaries,
     );
     return rows.map((row) => grantView(row, now));
   }
@@ -183,6 +200,9 @@ export class Grants {
     revision: number,
     engine: Awaited<ReturnType<Policies['inForce']>>['engine'],
   ): Obliged {
+    if (isCanary(request.credentials)) return canaryObliged;
+    const reserved = request.credentials.find(({ path }) => isReserved(path));
+    if (reserved !== undefined) throw reservedDenial(reserved.path);
     // A run without credentials holds nothing; its tree is still contained and its ceiling kept.
     let obliged: Obliged = {
       ceilingMs: ceilingMsDefault,
@@ -246,13 +266,27 @@ export class Grants {
 
   /** Opens the values just long enough to seal them to the host. */
   async #collect(host: HostRow, request: GrantRequest): Promise<{ credentials: Held[]; sealed: Uint8Array }> {
-    const { held, values } = await this.#options.secrets.collect(request.credentials);
+    const { secrets, newId } = this.#options;
+    const { held, values } = isCanary(request.credentials)
+      ? canaryHeld(request.credentials, newId('canary'))
+      : await secrets.collect(request.credentials);
     const payload = encodeFields(values);
     for (const value of values.values()) value.fill(0);
     const sealed = sealTo(host.sealingKey, payload);
     payload.fill(0);
     return { credentials: held, sealed };
   }
+}
+
+/** Made up for this run, and kept nowhere. */
+function canaryHeld(
+  wanted: readonly Wanted[],
+  value: string,
+): { held: Held[]; values: Map<string, Uint8Array> } {
+  return {
+    held: wanted.map(({ name, path, field }) => ({ name, path, field, version: 1 })),
+    values: new Map(wanted.map(({ name }) => [name, Buffer.from(value)])),
+  };
 }
 
 /** The host asked with the strongest it has for this run: nothing it could do would help. */

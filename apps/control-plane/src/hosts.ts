@@ -7,9 +7,11 @@ import { verifySignature } from '@custody/crypto/keys';
 import { hashToken, isToken, newToken } from '@custody/crypto/tokens';
 import type { Database } from '@custody/store/database';
 import * as store from '@custody/store/hosts';
+import { lastProofs, lastVerdict, type LastProof } from '@custody/store/canaries';
 import { ledgerAuthors } from '@custody/store/ledger';
 import { enrolmentStatement } from '@custody/wire/enrolment';
 import type { BodyOf, HostView, ReplyOf } from '@custody/wire/http';
+import { controlPlaneKinds, type ControlPlaneBody } from '@custody/wire/ledger';
 import type { Authority } from './authority.ts';
 
 export interface HostsOptions {
@@ -90,13 +92,14 @@ export class Hosts {
   }
 
   async list(): Promise<HostView[]> {
-    const [rows, heads] = await Promise.all([store.listHosts(this.#options.db), this.#heads()]);
-    return rows.map((row) => view(row, heads.get(row.id)));
+    const { db } = this.#options;
+    const [rows, facts] = await Promise.all([store.listHosts(db), this.#facts()]);
+    return rows.map((row) => view(row, facts));
   }
 
   async get(name: string): Promise<HostView> {
     const row = await this.byName(name);
-    return view(row, (await this.#heads()).get(row.id));
+    return view(row, await this.#facts());
   }
 
   async byName(name: string): Promise<store.HostRow> {
@@ -105,9 +108,26 @@ export class Hosts {
     throw new CustodyError('not_found', `there is no host ${name}`, { next: 'custody host list shows them' });
   }
 
-  async #heads(): Promise<Map<string, Awaited<ReturnType<typeof ledgerAuthors>>[number]>> {
-    return new Map((await ledgerAuthors(this.#options.db)).map((row) => [row.author, row]));
+  async #facts(): Promise<Facts> {
+    const { db } = this.#options;
+    const [authors, proofs, verdict] = await Promise.all([
+      ledgerAuthors(db),
+      lastProofs(db),
+      lastVerdict(db),
+    ]);
+    return {
+      chains: new Map(authors.map((row) => [row.author, row])),
+      proofs: new Map(proofs.map((proof) => [proof.hostId, proof])),
+      verdict: controlPlaneKinds.canary_judged.safeParse(verdict).data,
+    };
   }
+}
+
+/** What other rooms of the database say of hosts. */
+interface Facts {
+  readonly chains: ReadonlyMap<string, Awaited<ReturnType<typeof ledgerAuthors>>[number]>;
+  readonly proofs: ReadonlyMap<string, LastProof>;
+  readonly verdict: ControlPlaneBody<'canary_judged'> | undefined;
 }
 
 function requireProof(asked: BodyOf<'enroll'>): void {
@@ -122,10 +142,8 @@ function requireProof(asked: BodyOf<'enroll'>): void {
   }
 }
 
-function view(
-  row: store.HostRow,
-  chain: { head: { epoch: number; seq: number; hash: string }; forked: boolean } | undefined,
-): HostView {
+function view(row: store.HostRow, facts: Facts): HostView {
+  const chain = facts.chains.get(row.id);
   return {
     hostId: row.id,
     name: row.name,
@@ -138,5 +156,19 @@ function view(
       : { containment: row.containment as NonNullable<HostView['containment']> }),
     ...(chain === undefined ? {} : { ledger: { ...chain.head, forked: chain.forked } }),
     ...(row.bannedAt === undefined ? {} : { bannedAt: row.bannedAt.toISOString() }),
+    canary: canaryOf(row, facts),
+  };
+}
+
+function canaryOf({ id, name }: store.HostRow, { proofs, verdict }: Facts): HostView['canary'] {
+  const proof = proofs.get(id);
+  const state = (): HostView['canary']['state'] => {
+    if (verdict?.failed.some(({ host }) => host === name) === true) return 'failed';
+    if (verdict?.absent.includes(name) === true) return 'absent';
+    return proof === undefined ? 'waiting' : 'proven';
+  };
+  return {
+    state: state(),
+    ...(proof === undefined ? {} : { provedAt: proof.at.toISOString(), emptyMicros: proof.emptyMicros }),
   };
 }

@@ -45,6 +45,15 @@ export class Revocations {
     return this.#revoke(by, { kind: 'host', id, name, ban: true }, reason);
   }
 
+  /** The control plane's own, unless there was one since; of two control planes one makes it. */
+  async round(target: RevocationTarget, unlessSince: Date): Promise<void> {
+    try {
+      await this.#revoke(this.#options.authority.author, target, 'a round of canaries', unlessSince);
+    } catch (error) {
+      if (!(error instanceof CustodyError) || error.code !== 'conflict') throw error;
+    }
+  }
+
   /** What it would hit. Nothing is written. */
   async preview(named: NamedTarget): Promise<RevocationPreview> {
     const { db, now } = this.#options;
@@ -118,12 +127,17 @@ export class Revocations {
     return store.revocationHead(this.#options.db);
   }
 
-  async #revoke(by: string, target: RevocationTarget, reason: string): Promise<RevocationView> {
+  async #revoke(
+    by: string,
+    target: RevocationTarget,
+    reason: string,
+    unlessSince?: Date,
+  ): Promise<RevocationView> {
     const { db, authority, news, now, nudgeOutbox } = this.#options;
     const row = await store.revoke(
       db,
       authority.author,
-      { target, reason, createdBy: by, slackMs: endSlackMs },
+      { target, reason, createdBy: by, slackMs: endSlackMs, unlessSince },
       {
         now,
         sign: (epoch, createdAt, log) =>

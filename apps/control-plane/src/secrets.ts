@@ -1,4 +1,5 @@
 // Owns secrets in the clear, for as long as one call takes: sealed on the way in, opened on the way to a host or an operator.
+import { isReserved } from '@custody/core/canary';
 import { CustodyError } from '@custody/core/errors';
 import { secretValueBytesMax } from '@custody/core/limits';
 import { Secret } from '@custody/core/secret';
@@ -30,6 +31,11 @@ export class Secrets {
     given: Record<string, string>,
   ): Promise<store.VersionRow> {
     const { db, authority, kek, now } = this.#options;
+    if (isReserved(path)) {
+      throw new CustodyError('bad_request', `${path}: what is under custody/ is not for secrets`, {
+        next: 'choose another path',
+      });
+    }
     const createdAt = now();
     const fields = Object.keys(given).toSorted();
     const values = new Map(fields.map((name) => [name, bytesOf(name, given[name] ?? '', encoding)]));

@@ -18,6 +18,7 @@ import { askForAccounts } from './accounts.ts';
 import { Authority } from './authority.ts';
 import { enforceBans, pusher } from './bans.ts';
 import { Beacon } from './beacon.ts';
+import { proveKills } from './canaries.ts';
 import type { Config } from './config.ts';
 import { openDesk } from './desk.ts';
 import { Events } from './events.ts';
@@ -92,6 +93,14 @@ export async function startControlPlane(
     push: pusher(trust, config.busServers),
   });
   stack.use(bans);
+  stack.use(
+    proveKills({
+      ...{ db, authority, now, log },
+      revocations: parts.revocations,
+      intervalMs: config.canaryIntervalMs,
+      joined: () => bus?.connected === true,
+    }),
+  );
   await parts.ledgers.recordStart(controlPlaneVersion);
 
   const stopping = new AbortController();

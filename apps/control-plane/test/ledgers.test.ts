@@ -239,7 +239,7 @@ it('possession, the state of a grant and the receipt of a revocation follow from
   await s.secrets.put('operator', 'prod/stripe', 'utf8', { api_key: 'x' });
   const request = grantRequest();
   await s.grants.decide(host.row, request);
-  const [grant] = (await s.grants.list(true)).filter(({ runId }) => runId === request.runId);
+  const [grant] = (await s.grants.list({ active: true })).filter(({ runId }) => runId === request.runId);
   if (grant === undefined) throw new Error('no grant');
   const { grantId, runId } = grant;
   const { epoch } = await s.revocations.revoke('operator', { kind: 'grant', id: grantId }, 'leaked');

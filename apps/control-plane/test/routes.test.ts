@@ -35,6 +35,7 @@ beforeAll(async () => {
       operatorToken: operator,
       migrationsDir: join(import.meta.dirname, '../../../prisma/migrations'),
       logLevel: 'debug',
+      canaryIntervalMs: undefined,
     },
     { log, now: () => new Date() },
   );

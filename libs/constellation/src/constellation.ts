@@ -279,7 +279,17 @@ function accepts(socketPath: string): Promise<boolean> {
 }
 
 /** What a program needs of the caller's environment, and nothing of the caller's secrets. */
-const inheritedNames = ['PATH', 'HOME', 'LANG', 'TZ', 'TMPDIR', 'CUSTODY_LOG', 'CUSTODY_CONTAINMENT', 'CUSTODY_CANARY'];
+const inheritedNames = [
+  'PATH',
+  'HOME',
+  'LANG',
+  'TZ',
+  'TMPDIR',
+  'CUSTODY_LOG',
+  'CUSTODY_CONTAINMENT',
+  'CUSTODY_CANARY',
+  'CUSTODY_CANARY_INTERVAL',
+];
 
 function inherited(environment: Readonly<Record<string, string | undefined>>): Record<string, string> {
   const kept = Object.entries(environment).filter(

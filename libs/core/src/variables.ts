@@ -21,6 +21,7 @@ export const controlPlaneVariables: readonly string[] = [
   'CUSTODY_BUS_SERVERS',
   'CUSTODY_BUS_SERVERS_FOR_HOSTS',
   'CUSTODY_LISTEN',
+  'CUSTODY_CANARY_INTERVAL',
 ];
 
 /** The first CUSTODY_* name in an environment that no program of Custody knows. A shell may hold both kinds. */

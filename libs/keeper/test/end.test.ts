@@ -111,7 +111,10 @@ describe.each([...keepers, ...(variant === undefined ? [] : [variant])])(
       await link.expect('request');
       link.grant({ grant: nextGrant() });
       const root = await started(link);
-      await until(() => children(run.pid).length === 2 && children(root.pid).length === 0, 'its daemon stands');
+      await until(
+        () => children(run.pid).length === 2 && children(root.pid).length === 0,
+        'its daemon stands',
+      );
       const left = children(run.pid);
       for (const pid of left) process.kill(pid, 'SIGTERM');
       expect(left.filter(alive)).toHaveLength(2);

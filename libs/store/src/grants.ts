@@ -220,12 +220,13 @@ export async function grantStory(db: Database, id: string): Promise<GrantStory |
 export async function listGrants(
   db: Database,
   active: { now: Date; slackMs: number } | undefined,
+  canaries: boolean,
 ): Promise<GrantStory[]> {
   const { rows } = await db.pool.query<StoryRecord>(
     `${storySql}
-      WHERE $1::timestamptz IS NULL OR (${live('g', '$1', '$2')})
+      WHERE ($1::timestamptz IS NULL OR (${live('g', '$1', '$2')})) AND ($4 OR g.paths <> '{custody/canary}')
       ORDER BY g.granted_at DESC, g.id LIMIT $3`,
-    [active?.now ?? null, active?.slackMs ?? 0, listRowsMax],
+    [active?.now ?? null, active?.slackMs ?? 0, listRowsMax, canaries],
   );
   return rows.map(toStory);
 }

@@ -15,9 +15,11 @@ export interface NewRevocation {
   readonly createdBy: string;
   /** How long after its ceiling a grant still counts as one that may be alive. */
   readonly slackMs: number;
+  /** Nothing is done, and `conflict` thrown, where this target was revoked after that. */
+  readonly unlessSince?: Date | undefined;
 }
 
-export interface RevocationRow extends Omit<NewRevocation, 'slackMs'> {
+export interface RevocationRow extends Omit<NewRevocation, 'slackMs' | 'unlessSince'> {
   readonly epoch: number;
   readonly createdAt: Date;
   readonly standing: boolean;
@@ -40,7 +42,7 @@ export function revoke(
     readonly broadcastOf: (signed: string) => NewMessage;
   },
 ): Promise<RevocationRow> {
-  const { target, reason, createdBy, slackMs } = revocation;
+  const { target, reason, createdBy, slackMs, unlessSince } = revocation;
   return transaction(
     db,
     async (tx) => {
@@ -48,6 +50,7 @@ export function revoke(
       await statement(revocationLock('alone'), []);
       const createdAt = parts.now();
       await requireKnown(tx, target);
+      if (unlessSince !== undefined) await requireNoneSince(tx, target, unlessSince);
       if (target.kind === 'host' && target.ban === true) await ban(tx, target, createdAt);
       const log = await readLog(statement);
       const epoch = log.epoch + 1;
@@ -110,6 +113,15 @@ async function requireKnown(tx: Transaction, target: RevocationTarget): Promise<
   throw new CustodyError('not_found', `revoke: there is no ${describeTarget(target)}`, {
     next: 'custody grant list, host list, secret versions and policy history show what there is',
   });
+}
+
+async function requireNoneSince(tx: Transaction, target: RevocationTarget, since: Date): Promise<void> {
+  const newer = await tx.revocation.findFirst({
+    where: { targetKind: target.kind, target: keyOf(target), createdAt: { gt: since } },
+    select: { epoch: true },
+  });
+  if (newer === null) return;
+  throw new CustodyError('conflict', `${describeTarget(target)} was revoked a moment ago, in ${newer.epoch}`);
 }
 
 async function ban(tx: Transaction, { id, name }: { id: string; name: string }, now: Date): Promise<void> {

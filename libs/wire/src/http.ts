@@ -78,6 +78,12 @@ export const hostView = z.strictObject({
   ledger: z.strictObject({ epoch: count, seq: count, hash: z.string(), forked: z.boolean() }).optional(),
   /** Since when it is banned. Another host may have its name by now. */
   bannedAt: timestamp.optional(),
+  /** Whether it can kill: when it last proved so, how fast, and what the last round of canaries says. */
+  canary: z.strictObject({
+    state: z.enum(['proven', 'failed', 'absent', 'waiting']),
+    provedAt: timestamp.optional(),
+    emptyMicros: count.optional(),
+  }),
 });
 export type HostView = z.infer<typeof hostView>;
 
@@ -220,6 +226,7 @@ const ownEvents = [
   'revoked',
   'lifted',
   'log_renewed',
+  'canary_judged',
   'ledger_forked',
 ] as const satisfies readonly ControlPlaneKind[];
 const hostEvents = [
@@ -484,7 +491,7 @@ export const endpoints = {
     method: 'GET',
     path: '/v1/grants',
     summary: 'Grants, newest first',
-    query: z.strictObject({ active: flag.optional() }),
+    query: z.strictObject({ active: flag.optional(), canaries: flag.optional() }),
     reply: z.strictObject({ grants: z.array(grantView).max(listRowsMax) }),
   },
   'grant.get': {

@@ -1,6 +1,6 @@
 // Owns the body of every kind of ledger entry: what hosts and control plane put on record.
 import { z } from 'zod';
-import { processRowsMax } from '@custody/core/limits';
+import { canaryNamesMax, processRowsMax } from '@custody/core/limits';
 import { containment, count, freshness, held, id, secretPath, timestamp, ttlMs } from './schema.ts';
 import { failure, revocationTarget } from './messages.ts';
 
@@ -157,6 +157,18 @@ export const controlPlaneKinds = {
   lifted: z.strictObject({ by: z.string(), epoch: count, target: revocationTarget, reason: z.string() }),
   /** After an older database was restored: the revocation log begins a new life. */
   log_renewed: z.strictObject({ from: id, to: id, epoch: count, reason: z.string() }),
+  /** One round of canaries: which hosts did not prove that they can kill, and of which it met no canary. */
+  canary_judged: z.strictObject({
+    epoch: count,
+    expected: count,
+    killed: count,
+    /** The slowest host, from hearing of it to an empty tree; 0 where none was killed. */
+    slowestMicros: count,
+    failedCount: count,
+    failed: z.array(z.strictObject({ host: z.string(), state: z.string() })).max(canaryNamesMax),
+    absentCount: count,
+    absent: z.array(z.string()).max(canaryNamesMax),
+  }),
   ledger_forked: z.strictObject({
     hostId: id,
     chainEpoch: count,

@@ -19,7 +19,7 @@ export class GrantRoutes {
     return handled('grant.list', request, async () => {
       const { query } = asked('grant.list', request);
       allowed('grant.list', request);
-      const grants = await this.#parts.grants.list(query.active ?? false);
+      const grants = await this.#parts.grants.list(query);
       return rendered('grant.list', { grants });
     });
   }
