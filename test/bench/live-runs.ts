@@ -149,19 +149,12 @@ export class Pollers implements AsyncDisposable {
     }
   }
 
+  /** One question, as a poller asks it: what was revoked since. */
   async #after(after: number): Promise<{ epoch: number; grantId: string }[]> {
-    const found: { epoch: number; grantId: string }[] = [];
-    for (let epoch = after + 1; ; epoch += 1) {
-      try {
-        const { target } = await call(this.#client, 'revocation.get', {
-          params: { epoch: String(epoch) },
-          query: {},
-        });
-        found.push({ epoch, grantId: target.id });
-      } catch {
-        return found;
-      }
-    }
+    const { revocations } = await call(this.#client, 'revocation.list', { query: {} });
+    return revocations.flatMap(({ epoch, target }) =>
+      epoch > after && target.kind === 'grant' ? [{ epoch, grantId: target.id }] : [],
+    );
   }
 }
 

@@ -5,6 +5,8 @@ import { join } from 'node:path';
 import { setTimeout as wait } from 'node:timers/promises';
 import { startConstellation, type Constellation } from '@custody/constellation/constellation';
 import { call, type ClientOptions } from '@custody/wire/client';
+import type { RevocationView } from '@custody/wire/http';
+import type { NamedTarget } from '@custody/wire/messages';
 import { fanOut } from './fan-out.ts';
 import { freshnessCost } from './freshness.ts';
 import { LedgerLoad, Pollers, startLive, type LiveRun } from './live-runs.ts';
@@ -18,6 +20,8 @@ const revokeEveryMs = 200;
 const loadEveryMs = 100;
 const pollEveryMs = 10_000;
 const receiptMsMax = 10_000;
+const startedAtOnce = 10;
+const roundsOfAll = 10;
 
 export async function revoke(): Promise<Results> {
   const dir = mkdtempSync(join(tmpdir(), 'custody-bench-'));
@@ -42,6 +46,8 @@ export async function revoke(): Promise<Results> {
     });
     const { lastGrant, ...kill } = await killTimes(constellation, client);
     console.log(kill);
+    const all = await allAtOnce(constellation, client);
+    console.log(all);
     const broadcast = await fanOut(constellation, lastGrant);
     console.log(broadcast);
     const freshness = await freshnessCost(constellation);
@@ -58,7 +64,7 @@ export async function revoke(): Promise<Results> {
         'from the request over HTTP, and the same bytes published bare by the bench, interleaved; ' +
         'until the first, half and the last connection has heard; medians over the rounds. ' +
         'freshness: every byte of the connection of one idle host, counted between its agent and nats-server',
-      figures: { kill, fanOut: broadcast, freshness },
+      figures: { kill, all, fanOut: broadcast, freshness },
     };
   } finally {
     rmSync(dir, { recursive: true, force: true });
@@ -86,8 +92,8 @@ async function killTimes(
     await pollers.hold(run);
     live.push(run);
   };
-  for (let index = 0; index < liveRuns; index += 10) {
-    await Promise.all(Array.from({ length: 10 }, (_, each) => start(index + each)));
+  for (let index = 0; index < liveRuns; index += startedAtOnce) {
+    await Promise.all(Array.from({ length: startedAtOnce }, (_, each) => start(index + each)));
   }
   const samples: Sample[] = [];
   const replacing = new Set<Promise<void>>();
@@ -111,7 +117,7 @@ async function killTimes(
   const empty = percentilesOf(samples.map(({ emptyMs }) => emptyMs));
   const host = percentilesOf(samples.map(({ hostMs }) => hostMs));
   const poller = percentilesOf(pollerMs);
-  await Promise.all(live.map(({ grantId }) => revokeQuietly(client, grantId)));
+  await revokeProven(client, { kind: 'prefix', path: 'prod' });
   await Promise.all(live.map(({ gone }) => gone));
   return {
     liveRuns,
@@ -127,37 +133,70 @@ async function killTimes(
   };
 }
 
+interface Proven {
+  readonly view: RevocationView;
+  readonly sentMs: number;
+  readonly operatorMs: number;
+  /** From the request until each tree was empty, by the one clock of the machine, and from hearing of it. */
+  readonly trees: readonly { readonly emptyMs: number; readonly hostMs: number }[];
+}
+
 /** Asks as `custody revoke --wait` does: the request, and then for news until every receipt is there. */
-async function revokeOne(client: ClientOptions, run: LiveRun, pollers: Pollers): Promise<Sample> {
+async function revokeProven(client: ClientOptions, target: NamedTarget): Promise<Proven> {
   const [sentAt, sentMs] = [Date.now(), sharedMs()];
-  let view = await call(client, 'revocation.create', {
-    body: { target: { kind: 'grant', id: run.grantId }, reason: 'bench' },
-  });
+  const made = await call(client, 'revocation.create', { body: { target, reason: 'bench' } });
+  if ('dryRun' in made) throw new Error('a preview');
+  let view: RevocationView = made;
   while (!view.proven) {
     const leftMs = sentMs + receiptMsMax - sharedMs();
-    if (leftMs <= 0) throw new Error(`no receipt of ${run.grantId} after ${receiptMsMax} ms`);
+    if (leftMs <= 0) throw new Error(`not proven after ${receiptMsMax} ms: ${JSON.stringify(view.counts)}`);
     view = await call(client, 'revocation.get', {
       params: { epoch: String(view.epoch) },
       query: { waitMs: String(Math.ceil(leftMs)) },
     });
   }
   const operatorMs = sharedMs() - sentMs;
-  const [receipt] = view.receipts;
-  if (receipt?.state !== 'killed' || receipt.heardAt === undefined || receipt.emptyMicros === undefined) {
-    throw new Error(`${run.grantId} was not killed: ${JSON.stringify(receipt)}`);
-  }
-  const hostMs = receipt.emptyMicros / 1_000;
-  return {
-    operatorMs,
+  const trees = view.receipts.map((receipt) => {
+    const { state, heardAt, emptyMicros } = receipt;
+    if (state !== 'killed' || heardAt === undefined || emptyMicros === undefined)
+      throw new Error(`not killed: ${JSON.stringify(receipt)}`);
+    const hostMs = emptyMicros / 1_000;
     // The host reads its wall clock when it hears; that clock is ours.
-    emptyMs: Date.parse(receipt.heardAt) - sentAt + hostMs,
-    hostMs,
-    poller: pollers.emptied(run.grantId).then((emptyMs) => emptyMs - sentMs),
-  };
+    return { hostMs, emptyMs: Date.parse(heardAt) - sentAt + hostMs };
+  });
+  return { view, sentMs, operatorMs, trees };
 }
 
-async function revokeQuietly(client: ClientOptions, id: string): Promise<void> {
-  await call(client, 'revocation.create', {
-    body: { target: { kind: 'grant', id }, reason: 'the bench is over' },
-  });
+async function revokeOne(client: ClientOptions, run: LiveRun, pollers: Pollers): Promise<Sample> {
+  const { sentMs, operatorMs, trees } = await revokeProven(client, { kind: 'grant', id: run.grantId });
+  const [tree] = trees;
+  if (tree === undefined) throw new Error('no receipt was expected');
+  const poller = pollers.emptied(run.grantId).then((emptyMs) => emptyMs - sentMs);
+  return { operatorMs, ...tree, poller };
+}
+
+/** One word that hits every run of both hosts at once. */
+async function allAtOnce({ hosts }: Constellation, client: ClientOptions): Promise<Record<string, unknown>> {
+  const rounds: Proven[] = [];
+  for (let each = 0; each < roundsOfAll; each += 1) {
+    const live: LiveRun[] = [];
+    for (let index = 0; index < liveRuns; index += startedAtOnce) {
+      const more = Array.from({ length: startedAtOnce }, (_, at) => hosts[(index + at) % hosts.length]);
+      live.push(...(await Promise.all(more.filter((host) => host !== undefined).map(startLive))));
+    }
+    const proven = await revokeProven(client, { kind: 'prefix', path: 'prod' });
+    if (proven.trees.length !== liveRuns) throw new Error(`${proven.trees.length} receipts of ${liveRuns}`);
+    rounds.push(proven);
+    await Promise.all(live.map(({ gone }) => gone));
+    progress('all at once: round', each + 1, roundsOfAll);
+  }
+  const last = (trees: Proven['trees'], of: 'emptyMs' | 'hostMs'): number =>
+    Math.max(...trees.map((tree) => tree[of]));
+  return {
+    runs: liveRuns,
+    operator: percentilesOf(rounds.map(({ operatorMs }) => operatorMs)),
+    lastEmpty: percentilesOf(rounds.map(({ trees }) => last(trees, 'emptyMs'))),
+    hostLastEmpty: percentilesOf(rounds.map(({ trees }) => last(trees, 'hostMs'))),
+    eachEmpty: percentilesOf(rounds.flatMap(({ trees }) => trees.map(({ emptyMs }) => emptyMs))),
+  };
 }

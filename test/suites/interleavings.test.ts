@@ -1,4 +1,4 @@
-// Owns the proof that grant and revocation of one secret, however they meet, leave no run alive after the receipts, and start none.
+// Owns the proof that grant and revocation of one secret, however they meet, leave no run alive after the receipts.
 import { randomInt } from 'node:crypto';
 import * as fs from 'node:fs';
 import { setTimeout as wait } from 'node:timers/promises';

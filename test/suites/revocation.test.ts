@@ -10,13 +10,8 @@ import {
   type StartedRun,
 } from '@custody/testkit/constellation';
 import { follow } from '@custody/wire/client';
-import type {
-  FleetEvent,
-  HostView,
-  RevocationPreview,
-  RevocationSummary,
-  RevocationView,
-} from '@custody/wire/http';
+import type { FleetEvent } from '@custody/wire/events';
+import type { HostView, RevocationPreview, RevocationSummary, RevocationView } from '@custody/wire/http';
 import { beforeAll, describe, expect, test } from 'vitest';
 
 const kit = withConstellation({ hosts: 3 });

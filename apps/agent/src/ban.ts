@@ -64,6 +64,14 @@ export class Ban implements AsyncDisposable {
       .catch((error: unknown) => this.#options.log.error({ err: error }, 'the ban could not be carried out'));
   }
 
+  /** A ban that an earlier agent could not carry out to its end: the bus may not let this one hear of it again. */
+  async resume(revoke: (claims: RevocationClaims) => void): Promise<void> {
+    const claims = await readMark(this.#options.dataDir);
+    if (claims === undefined) return;
+    revoke(claims);
+    this.heard(claims);
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
     this.#stopping.abort();
     await this.#carriedOut;

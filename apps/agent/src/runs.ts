@@ -3,7 +3,7 @@ import { CustodyError } from '@custody/core/errors';
 import { keeperLagMsMax, keeperReturnMsMax } from '@custody/core/limits';
 import { hits } from '@custody/core/revocation';
 import type { Outsider } from '@custody/keeper/scan';
-import type { KeeperProcess, SweepResult } from '@custody/keeper/sweep';
+import type { SweepOptions, SweepResult } from '@custody/keeper/sweep';
 import type { LedgerEntry } from '@custody/ledger/entry';
 import { counter, histogram } from '@custody/telemetry/telemetry';
 import { hostKinds, type HostBody } from '@custody/wire/ledger';
@@ -44,11 +44,7 @@ export interface RunsOptions extends AdmissionOptions {
   readonly hostId: string;
   readonly sweep: (
     grantId: string,
-    options: {
-      keeper: KeeperProcess | undefined;
-      root: KeeperProcess | undefined;
-      place: string | undefined;
-    },
+    options: Required<Pick<SweepOptions, 'keeper' | 'root' | 'place'>>,
   ) => Promise<SweepResult>;
   readonly groups: RunGroups;
   readonly escapes: () => Pick<Escapes, 'watch' | 'look' | 'lookShared'>;

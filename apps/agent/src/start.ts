@@ -14,7 +14,7 @@ import { inboxPrefix } from '@custody/wire/subjects';
 import { Canary } from './canary.ts';
 import type { StartConfig } from './config.ts';
 import { Accounts } from './accounts.ts';
-import { Ban, readMark, requireNotBanned } from './ban.ts';
+import { Ban, requireNotBanned } from './ban.ts';
 import { Door } from './door.ts';
 import { Escapes } from './escapes.ts';
 import { groupPlaces, Groups, type GroupPlaces } from './groups.ts';
@@ -89,7 +89,7 @@ export async function startAgent(
     open: () => runs.openRuns().some(({ credentials }) => isCanary(credentials)),
     start: (reference, ttlMs) => startCanary(config.socketPath, reference, ttlMs),
     bootMs: bootTimeMs,
-    random: Math.random,
+    random: () => randomBytes(4).readUInt32LE() / 2 ** 32,
     log,
   });
   const spool = await Spool.open(
@@ -133,12 +133,7 @@ export async function startAgent(
     link: () => link,
     spool: () => spool,
   });
-  // A ban that an earlier agent could not carry out to its end; the bus may not let this one hear of it again.
-  const mark = await readMark(config.dataDir);
-  if (mark !== undefined) {
-    runs.revoke(mark, bootTimeMs(), wallClock());
-    ban.heard(mark);
-  }
+  await ban.resume((claims) => runs.revoke(claims, bootTimeMs(), wallClock()));
   const stopping = new AbortController();
   const joined = joinBus(identity, { link, accounts, spool, canary, log }, stopping.signal);
   stack.defer(async () => {
@@ -153,28 +148,44 @@ export async function startAgent(
       path: config.socketPath,
       runs,
       log,
-      status: () => [
-        ['host', identity.name],
-        ['host_id', hostId],
-        ['version', agentVersion],
-        ['link', link.state],
-        ...(link.refusal === undefined ? [] : [['bus_refused', link.refusal] as const]),
-        ...(ban.refusal === undefined ? [] : [['banned', ban.refusal.publicMessage] as const]),
-        ['revocation_epoch', String(link.cursor)],
-        ['proven_ago_ms', agoMs(link.provenBootMs)],
-        ['beacon_ago_ms', agoMs(link.beaconBootMs)],
-        ['policy_revision', String(link.policy?.revision ?? 0)],
-        ['containment', groups.refusal === undefined ? 'cgroup' : `${ungrouped}: ${groups.refusal}`],
-        ['ledger_seq', String(spool.head?.seq ?? 0)],
-        ['ledger_unconfirmed', String(spool.unconfirmed)],
-        ...runs.describe().map((run) => ['run', JSON.stringify(run)] as const),
-      ],
+      status: () => statusOf(identity, { runs, spool, link, ban, groups }),
     }),
   );
   // Only now: where another agent serves this socket, what looks like a leftover is its run.
   groups.dropAllBut(new Set(runs.openRuns().map(({ runId }) => runId)));
   log.info({ host: identity.name, hostId, socket: config.socketPath, openRuns: runs.open }, 'agent is up');
   return stack.move();
+}
+
+interface Parts {
+  readonly runs: Runs;
+  readonly spool: Spool;
+  readonly link: Link;
+  readonly ban: Ban;
+  readonly groups: Groups;
+}
+
+/** What `custody agent status` shows. */
+function statusOf(
+  { name, hostId }: Identity,
+  { runs, spool, link, ban, groups }: Parts,
+): (readonly [string, string])[] {
+  return [
+    ['host', name],
+    ['host_id', hostId],
+    ['version', agentVersion],
+    ['link', link.state],
+    ...(link.refusal === undefined ? [] : [['bus_refused', link.refusal] as const]),
+    ...(ban.refusal === undefined ? [] : [['banned', ban.refusal.publicMessage] as const]),
+    ['revocation_epoch', String(link.cursor)],
+    ['proven_ago_ms', agoMs(link.provenBootMs)],
+    ['beacon_ago_ms', agoMs(link.beaconBootMs)],
+    ['policy_revision', String(link.policy?.revision ?? 0)],
+    ['containment', groups.refusal === undefined ? 'cgroup' : `${ungrouped}: ${groups.refusal}`],
+    ['ledger_seq', String(spool.head?.seq ?? 0)],
+    ['ledger_unconfirmed', String(spool.unconfirmed)],
+    ...runs.describe().map((run) => ['run', JSON.stringify(run)] as const),
+  ];
 }
 
 interface Joining {

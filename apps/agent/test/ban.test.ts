@@ -93,7 +93,9 @@ describe('a ban that is heard', () => {
     await requireNotBanned(s.dir);
     const next = opened(s.dir);
     next.end();
-    next.ban.heard((await readMark(s.dir)) ?? claims);
+    const revoked: RevocationClaims[] = [];
+    await next.ban.resume((each) => void revoked.push(each));
+    expect(revoked).toEqual([claims]);
     await until(() => next.spool.written.length === 1);
     expect(left(s.dir)).toEqual([]);
   });

@@ -5,7 +5,7 @@ import { reconnectWaitMs } from '@custody/core/limits';
 import { quote } from '@custody/core/names';
 import { describeTarget } from '@custody/core/revocation';
 import { follow } from '@custody/wire/client';
-import type { FleetEvent } from '@custody/wire/http';
+import type { FleetEvent } from '@custody/wire/events';
 import { controlPlaneKinds } from '@custody/wire/ledger';
 import { setTimeout as delay } from 'node:timers/promises';
 import { controlPlane, plain, type Context } from './context.ts';

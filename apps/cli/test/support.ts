@@ -102,6 +102,7 @@ const host = {
   hostId: 'h_00000001',
   name: 'host-a',
   labels: { env: 'prod' },
+  canary: { state: 'proven' as const, provedAt: '2026-11-22T09:30:00.000Z', emptyMicros: 4_200 },
   signingKey: 'AAAA',
   enrolledAt: at,
   containment: 'subreaper' as const,

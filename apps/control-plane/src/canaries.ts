@@ -1,4 +1,4 @@
-// Owns the rounds in which every host proves that it can kill: one revocation of all canaries, judged by its receipts. A reconciler.
+// Owns the rounds in which every host proves its kill: one revocation of all canaries, judged by the receipts. A reconciler.
 import { canaryPath } from '@custody/core/canary';
 import {
   canaryJudgedAfterMs,
@@ -27,7 +27,7 @@ export interface CanariesOptions {
   readonly log: Log;
 }
 
-/** One entry of the log serves the whole fleet. A round that an operator makes, `custody revoke --prefix custody/canary`, is judged like any other. */
+/** One entry of the log serves the whole fleet. A round that an operator makes with `custody revoke` is judged like any other. */
 export function proveKills(options: CanariesOptions): Reconciler {
   return new Reconciler(
     () => tend(options),

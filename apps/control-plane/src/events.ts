@@ -11,7 +11,7 @@ import {
 import type { Database } from '@custody/store/database';
 import { beforeNewest, settledAfter, settledHead, type EventRow } from '@custody/store/events';
 import { listHosts } from '@custody/store/hosts';
-import { eventKinds, fleetEvent, type EventKind, type FleetEvent } from '@custody/wire/http';
+import { eventKinds, fleetEvent, type EventKind, type FleetEvent } from '@custody/wire/events';
 import { once } from 'node:events';
 import type { Writable } from 'node:stream';
 import { setTimeout as delay } from 'node:timers/promises';

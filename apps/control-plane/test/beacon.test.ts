@@ -139,6 +139,7 @@ describe('a beacon', () => {
     const { epoch, at } = await read(air.heard[0]);
     expect(epoch).toBe(epochMade);
     expect(Date.parse(at)).toBeLessThanOrEqual(rows[0]?.now.getTime() ?? 0);
+    await t.database.prisma.revocationHit.deleteMany({ where: { epoch: BigInt(epochMade) } });
     await t.database.prisma.revocation.delete({ where: { epoch: BigInt(epochMade) } });
   });
 

@@ -1,7 +1,7 @@
 // Owns the proof of the stream of events: where it begins, that it stays alive, and that one slow reader costs nobody anything.
 import { eventStreamsMax } from '@custody/core/limits';
 import { withDatabase } from '@custody/testkit/database';
-import { fleetEvent, type FleetEvent } from '@custody/wire/http';
+import { fleetEvent, type FleetEvent } from '@custody/wire/events';
 import { PassThrough } from 'node:stream';
 import { beforeAll, describe, expect, it, onTestFinished } from 'vitest';
 import { Events } from '../src/events.ts';

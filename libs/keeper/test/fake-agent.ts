@@ -211,7 +211,7 @@ export class Keeper implements AsyncDisposable {
 
   async [Symbol.asyncDispose](): Promise<void> {
     if (this.child.exitCode === null && this.child.signalCode === null) {
-      const roots = children(this.pid);
+      const roots = alive(this.pid) ? children(this.pid) : [];
       this.child.kill('SIGKILL');
       for (const root of roots) endIfThere(root); // on macOS nothing ends it with its keeper
     }
@@ -225,14 +225,6 @@ function endIfThere(pid: number): void {
   } catch {
     // it died with its keeper
   }
-}
-
-/** Those of its main thread. */
-export function children(pid: number): number[] {
-  return readFileSync(`/proc/${pid}/task/${pid}/children`, 'latin1')
-    .split(' ')
-    .filter((child) => child !== '')
-    .map(Number);
 }
 
 /** The state letter and start ticks of a process; undefined when there is none (or only its zombie). */
@@ -263,4 +255,12 @@ export async function until(condition: () => boolean, what: string, withinMs = 5
 export async function started(link: Link): Promise<{ pid: number; startTicks: string }> {
   const frame = await link.expect('started');
   return { pid: number(frame, 'pid'), startTicks: text(frame, 'start_ticks') };
+}
+
+/** Those of its main thread. */
+export function children(pid: number): number[] {
+  return readFileSync(`/proc/${pid}/task/${pid}/children`, 'latin1')
+    .split(' ')
+    .filter((child) => child !== '')
+    .map(Number);
 }

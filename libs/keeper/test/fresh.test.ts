@@ -2,7 +2,7 @@
 import { describe, expect, it } from 'vitest';
 import { field, number, text } from '../src/frames.ts';
 import { bootTimeMs } from '../src/native.ts';
-import { builds, release, variant } from './builds.ts';
+import { keepers, release, variant } from './builds.ts';
 import {
   alive,
   FakeAgent,
@@ -35,7 +35,7 @@ async function running(program: string, agent: FakeAgent, freshForMs: number, gr
 
 const fresh = (link: Link, untilBootMs: number) => link.send('fresh', [['until_boot_ms', untilBootMs]]);
 
-describe.each([...builds, ...(variant === undefined ? [] : [variant])])(
+describe.each([...keepers, ...(variant === undefined ? [] : [variant])])(
   'a run whose host is cut off ($name)',
   ({ keeper: program }) => {
     it('ends when its freshness has passed, and says so', async () => {

@@ -1,13 +1,12 @@
 // Owns the typed call of an endpoint over HTTP: used by the terminal and by the agent's enrolment.
 import { CustodyError, isErrorCode } from '@custody/core/errors';
 import { callTimeoutMs, ledgerEntryBytesMax } from '@custody/core/limits';
+import { fleetEvent, type FleetEvent } from './events.ts';
 import {
   endpoints,
-  fleetEvent,
   problem,
   type Action,
   type BodyOf,
-  type FleetEvent,
   type ParamsOf,
   type QueryOf,
   type ReplyOf,

@@ -30,7 +30,8 @@ import {
   subject,
   timestamp,
 } from './schema.ts';
-import { processRow, unlistedCounts, type ControlPlaneKind, type HostKind } from './ledger.ts';
+import { fleetEvent } from './events.ts';
+import { processRow, unlistedCounts } from './ledger.ts';
 import { namedTarget, revocationTarget } from './messages.ts';
 
 /** RFC 9457, with our code and what to do next. */
@@ -215,44 +216,6 @@ export const revocationPreview = z.strictObject({
   more: count,
 });
 export type RevocationPreview = z.infer<typeof revocationPreview>;
-
-/** The kinds of ledger entries that `/v1/events` tells of. */
-const ownEvents = [
-  'control_plane_started',
-  'host_enrolled',
-  'policy_applied',
-  'granted',
-  'denied',
-  'revoked',
-  'lifted',
-  'log_renewed',
-  'canary_judged',
-  'ledger_forked',
-] as const satisfies readonly ControlPlaneKind[];
-const hostEvents = [
-  'agent_started',
-  'started',
-  'ended',
-  'escape',
-  'receipt',
-  'log_changed',
-  'banned',
-] as const satisfies readonly HostKind[];
-export const eventKinds = [...ownEvents, ...hostEvents] as const;
-export type EventKind = (typeof eventKinds)[number];
-
-export const fleetEvent = z.strictObject({
-  /** Grows; may have gaps. */
-  id: count,
-  /** By its author's clock. */
-  at: timestamp,
-  kind: z.enum(eventKinds),
-  author: z.string(),
-  name: z.string(),
-  /** The entry's body, of its kind. */
-  body: z.record(z.string(), z.unknown()),
-});
-export type FleetEvent = z.infer<typeof fleetEvent>;
 
 export const possessionRow = z.strictObject({
   path: secretPath,

@@ -2,6 +2,7 @@
 import { createHash } from 'node:crypto';
 import { revocationPageMax } from '@custody/core/limits';
 import type { Freshness } from '@custody/core/policy';
+import type { RevocationTarget } from '@custody/core/revocation';
 import { generateSealingKeySeed, sealingKeyFromSeed } from '@custody/crypto/keys';
 import { encodeFields } from '@custody/crypto/payload';
 import { sealTo } from '@custody/crypto/seal';
@@ -19,6 +20,8 @@ import type { Chance, Schedule } from './schedule.ts';
 const beganAt = Date.UTC(2026, 10, 22);
 const tokensOfBeaconsKept = 240;
 export const variable = 'KEY';
+export const secret = 'prod/x';
+const anyHost = '*';
 
 export interface Issued {
   readonly claims: GrantClaims;
@@ -70,7 +73,7 @@ export class ControlPlane {
   readonly #sealed: Uint8Array;
   readonly #sealedSha256: string;
   #ids = 0;
-  #standing = false;
+  readonly #standing = new Set<string>();
   #log: { readonly log: string; readonly since?: number } = { log: 'l_00000001' };
 
   constructor(schedule: Schedule, chance: Chance) {
@@ -88,10 +91,10 @@ export class ControlPlane {
   }
 
   /** Commits one entry; answers with what is broadcast of it. */
-  revoke(id: string): Uint8Array {
+  revoke(target: RevocationTarget): Uint8Array {
     const claims: RevocationClaims = {
       epoch: this.head + 1,
-      target: { kind: 'grant', id },
+      target,
       reason: 'simulated',
       at: wallTime(this.#schedule.nowMs),
       ...(this.#log.since === undefined ? {} : { log: this.#log.log }),
@@ -101,14 +104,13 @@ export class ControlPlane {
     return encodeJson({ entry });
   }
 
-  /** Revokes the one secret there is: every grant so far, and every further one until it is lifted. */
-  revokeSecret(): Uint8Array[] {
-    this.#standing = true;
-    return [...this.grants.keys()].map((id) => this.revoke(id));
+  /** Until it is lifted nothing more is granted to these hosts; without a name, to any. */
+  stand(hostId = anyHost): void {
+    this.#standing.add(hostId);
   }
 
-  lift(): void {
-    this.#standing = false;
+  lift(hostId = anyHost): void {
+    this.#standing.delete(hostId);
   }
 
   /** An older database is put in the place of this one: what was revoked since is forgotten. */
@@ -155,7 +157,8 @@ export class ControlPlane {
 
   #grant(hostId: string, data: Uint8Array): object {
     const request = parseJson(grantRequest, data, 'a grant');
-    if (this.#standing) return { ok: false, error: { code: 'denied_by_policy', message: 'revoked' } };
+    if (this.#standing.has(anyHost) || this.#standing.has(hostId))
+      return { ok: false, error: { code: 'denied_by_policy', message: 'revoked' } };
     const claims: GrantClaims = {
       grantId: `g_${String((this.#ids += 1)).padStart(8, '0')}`,
       requestId: request.requestId,

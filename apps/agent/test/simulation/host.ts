@@ -10,7 +10,7 @@ import type { Log } from '../../src/log.ts';
 import { Runs } from '../../src/runs.ts';
 import type { Timers } from '../../src/timers.ts';
 import { noGroups } from '../fakes.ts';
-import { variable, wallTime, type ControlPlane } from './control-plane.ts';
+import { secret, variable, wallTime, type ControlPlane } from './control-plane.ts';
 import { Keeper, type Door, type Tree } from './keeper.ts';
 import type { Chance, Event, Schedule } from './schedule.ts';
 
@@ -326,7 +326,7 @@ const plainAsk: Ask = {
   parent: undefined,
   containment: 'subreaper',
   traceparent: undefined,
-  wanted: [{ name: variable, path: 'prod/x', field: 'key' }],
+  wanted: [{ name: variable, path: secret, field: 'key' }],
   plain: [],
   onExit: undefined,
   keep: undefined,
@@ -354,7 +354,10 @@ export class Life {
     const { timers } = this;
     this.bus = new LifeBus(host, this, timers);
     this.#runs = new Runs({
+      hostId: host.id,
       hostName: host.id.replace('_', '-'),
+      refusal: () => undefined,
+      isCanaryKeeper: () => false,
       sealingKey: world.controlPlane.sealingKey,
       link: () => this.#link,
       spool: () => ({ append: (kind, body) => this.#append(kind, body) }),
@@ -386,6 +389,8 @@ export class Life {
       },
       onLogChange: (change) => this.#runs.logChanged(change),
       newNonce: () => host.newId('n'),
+      settled: async () => {},
+      openSince: () => this.#runs.lowestOpenEpoch(),
       machine: {
         timers,
         verify: world.verify,

@@ -1,4 +1,4 @@
-// Owns the simulation as a program: prints what it found, and exits 1 where something was violated. Seed, size and fault are flags.
+// Owns the simulation as a program: prints what it found, exits 1 where something was violated. Seed, size, fault are flags.
 import { parseArgs } from 'node:util';
 import { plant, type PlantName } from './plants.ts';
 

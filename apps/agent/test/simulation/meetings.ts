@@ -3,7 +3,7 @@ import { beaconIntervalMs } from '@custody/core/limits';
 import { sodiumReady } from '@custody/crypto/sodium';
 import type { HostBody } from '@custody/wire/ledger';
 import { fleet } from '@custody/wire/subjects';
-import { ControlPlane } from './control-plane.ts';
+import { ControlPlane, secret } from './control-plane.ts';
 import { Host, type World } from './host.ts';
 import type { Tree } from './keeper.ts';
 import { Chance, Schedule } from './schedule.ts';
@@ -109,7 +109,8 @@ class Met implements World {
     }
     schedule.after(chance.between(0, windowMs), () => {
       this.#happened('revoked');
-      for (const data of controlPlane.revokeSecret()) this.#broadcast(data);
+      controlPlane.stand();
+      this.#broadcast(controlPlane.revoke({ kind: 'secret', path: secret }));
     });
     schedule.after(overMs, () => this.#over());
   }

@@ -1,5 +1,6 @@
 // Owns the simulation: a fleet over virtual time, what befalls it, and the one thing that must hold of every tree.
 import { beaconIntervalMs, graceMsDefault, keeperLagMsMax } from '@custody/core/limits';
+import type { RevocationTarget } from '@custody/core/revocation';
 import { sodiumReady } from '@custody/crypto/sodium';
 import type { HostBody } from '@custody/wire/ledger';
 import { fleet } from '@custody/wire/subjects';
@@ -61,6 +62,7 @@ class Fleet implements World {
   readonly verify;
   readonly #scenario: Scenario;
   readonly #hosts: Host[];
+  readonly #hostOf: ReadonlyMap<string, Host>;
   /** Hosts whose way here takes equally long hear together. */
   readonly #near = new Map<number, Host[]>();
   readonly #trees = new Map<string, Watched>();
@@ -76,6 +78,7 @@ class Fleet implements World {
     this.controlPlane.onIssued = (issued) => this.#onIssued(issued);
     this.verify = this.controlPlane.seals.verify;
     this.#hosts = Array.from({ length: scenario.hosts }, (_, index) => new Host(this, index + 1));
+    this.#hostOf = new Map(this.#hosts.map((host) => [host.id, host]));
     for (const host of this.#hosts) {
       this.#near.set(host.latencyMs, [...(this.#near.get(host.latencyMs) ?? []), host]);
     }
@@ -237,15 +240,32 @@ class Fleet implements World {
   }
 
   #revoke(grantId: string): void {
+    const issued = this.controlPlane.grants.get(grantId);
+    if (!this.controlPlane.up || issued === undefined || this.#revokedAtMs.has(grantId)) return;
+    const { hostId, runId } = issued.claims;
+    const kind = this.chance.share();
+    if (kind < 0.8) return this.#commit({ kind: 'grant', id: grantId }, [issued]);
+    if (kind < 0.95) return this.#commit({ kind: 'run', id: runId }, [issued]);
+    const open = [...this.controlPlane.grants.values()];
+    if (kind < 0.96) return this.#commit({ kind: 'all' }, open);
+    // A host that is revoked is granted nothing until that is lifted.
+    this.controlPlane.stand(hostId);
+    this.schedule.after(this.chance.magnitude(1_000, 30 * minute), () => this.controlPlane.lift(hostId));
+    const there = open.filter(({ claims }) => claims.hostId === hostId);
+    this.#commit({ kind: 'host', id: hostId, name: 'simulated' }, there);
+  }
+
+  #commit(target: RevocationTarget, hit: readonly Issued[]): void {
     const { chance, schedule, controlPlane } = this;
-    const issued = controlPlane.grants.get(grantId);
-    if (!controlPlane.up || issued === undefined || this.#revokedAtMs.has(grantId)) return;
-    this.#count('revocations');
-    this.#revokedAtMs.set(grantId, schedule.nowMs);
-    const data = controlPlane.revoke(grantId);
-    const held = this.#hosts.find(({ id }) => id === issued.claims.hostId);
-    held?.note(`${grantId} is revoked: ${controlPlane.head}`);
-    this.#expectDead(issued);
+    this.#count(`revocations: ${target.kind}`);
+    const data = controlPlane.revoke(target);
+    for (const issued of hit) {
+      const { grantId, hostId } = issued.claims;
+      if (this.#revokedAtMs.has(grantId)) continue;
+      this.#revokedAtMs.set(grantId, schedule.nowMs);
+      this.#expectDead(issued);
+      this.#hostOf.get(hostId)?.note(`${grantId} is revoked: ${controlPlane.head}`);
+    }
     const say = (reaches?: (host: Host) => boolean): void =>
       this.#publish(fleet('revocation'), data, reaches);
     const relayMs = chance.between(0.5, 5);
