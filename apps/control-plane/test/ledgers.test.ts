@@ -131,6 +131,17 @@ describe('a batch', () => {
     expect((await it_.answered(...lines.slice(2))).seq).toBe(6);
   });
 
+  it('that overtakes the one before is added when that one is, and the host is not asked again', async () => {
+    const it_ = await shipping();
+    const lines = Array.from({ length: 6 }, (_, index) => it_.host.note(index));
+    await it_.answered(...lines.slice(0, 2));
+    // Two control planes take batches of one stream: which is kept first is chance.
+    await it_.ship(...lines.slice(4));
+    await it_.ship(...lines.slice(2, 4));
+    await it_.confirmed(6);
+    expect(it_.receipts.map(({ seq }) => seq)).toEqual([2, 4, 6]);
+  });
+
   it('whatever batches come in whatever order, what is held is a prefix of the chain, and all of it in the end', async () => {
     const it_ = await shipping();
     const chain = Array.from({ length: 12 }, (_, index) => it_.host.note(index));
