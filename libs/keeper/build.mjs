@@ -77,7 +77,9 @@ if (sanitize) {
   outputs.push({ name: 'custody-keeper-scan', sources: keeperSources, ways: [[...dynamic, ...variant]] });
 } else {
   const headers = fileURLToPath(new URL('include', import.meta.resolve('node-api-headers')));
-  outputs.push({ name: 'peer.node', sources: ['peer.c'], ways: [['-fPIC', '-shared', '-isystem', headers]] });
+  const addon = [['-fPIC', '-shared', '-isystem', headers]];
+  outputs.push({ name: 'peer.node', sources: ['peer.c'], ways: addon });
+  outputs.push({ name: 'network-test.node', sources: ['network_test.c'], ways: addon });
 }
 
 function changedMs(path) {
