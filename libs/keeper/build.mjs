@@ -114,6 +114,7 @@ if (sanitize && platform === 'linux') {
   const lookup = platform === 'darwin' ? ['-undefined', 'dynamic_lookup'] : [];
   const ways = [['-fPIC', '-shared', ...lookup, '-isystem', headers]];
   outputs.push({ name: 'peer.node', sources: ['peer.c', 'say.c', join(platform, 'proc.c')], ways });
+  if (platform === 'linux') outputs.push({ name: 'network-test.node', sources: ['network_test.c'], ways });
 }
 
 function changedMs(path) {

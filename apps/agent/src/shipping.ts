@@ -1,6 +1,6 @@
 // Owns the way of ledger lines from the spool to the control plane: batches up, signed receipts down.
 import type { Bus } from '@custody/bus/bus';
-import { ledgerLingerMs, ledgerReceiptTimeoutMs } from '@custody/core/limits';
+import { ledgerLingerMs, ledgerReceiptTimeoutMs, ledgerResendMsMax } from '@custody/core/limits';
 import { ledgerReceiptMessage } from '@custody/wire/messages';
 import { parseJson } from '@custody/wire/schema';
 import { hostDown, hostUp } from '@custody/wire/subjects';
@@ -12,25 +12,39 @@ export interface ShipperOptions {
   readonly spool: Spool;
   readonly hostId: string;
   readonly log: Log;
+  /** Default `ledgerReceiptTimeoutMs`. */
+  readonly receiptTimeoutMs?: number;
 }
 
 /**
- * Sends what the spool holds beyond what was sent. A receipt that stays behind what was sent for longer
- * than `ledgerReceiptTimeoutMs` rewinds to it: JetStream is transport, and may lose; the spool does not.
+ * Sends what the spool holds beyond what was sent, and sends again what stays unconfirmed: JetStream is transport,
+ * and may lose; the spool does not. Again means: when the bus is back; once when the control plane says that
+ * something before is missing, since each batch behind the gap brings that answer; and after
+ * `ledgerReceiptTimeoutMs` without progress, doubling to `ledgerResendMsMax`, since a control plane that is
+ * behind is not helped by taking everything twice.
  */
 export class Shipper implements AsyncDisposable {
   readonly #options: ShipperOptions;
   readonly #stopping = new AbortController();
   #sent: Place;
+  /** What was sent when sending began again: until it is confirmed, a gap is no news. */
+  #resentThrough: Place | undefined;
+  #patienceMs: number;
   #nudged = Promise.withResolvers<void>();
   #loop: Promise<void> | undefined;
   #subscription: AsyncDisposable | undefined;
+  #unlisten: (() => void) | undefined;
   #rewind: NodeJS.Timeout | undefined;
   #linger: NodeJS.Timeout | undefined;
 
   constructor(options: ShipperOptions) {
     this.#options = options;
     this.#sent = options.spool.confirmed;
+    this.#patienceMs = this.#receiptTimeoutMs;
+  }
+
+  get #receiptTimeoutMs(): number {
+    return this.#options.receiptTimeoutMs ?? ledgerReceiptTimeoutMs;
   }
 
   async start(): Promise<void> {
@@ -39,13 +53,16 @@ export class Shipper implements AsyncDisposable {
       hostDown(hostId, 'ledger'),
       ({ data }) => void this.#receipt(data),
     );
+    this.#unlisten = bus.onStatus((status) => {
+      if (status === 'connected') this.resend();
+    });
     spool.onAppended((kinds) =>
       kinds.includes('receipt') || kinds.includes('banned') ? this.nudge() : this.#nudgeSoon(),
     );
     this.#loop = this.#run();
   }
 
-  /** There may be something to send: after an append, a reconnect, a rewind. */
+  /** There may be something to send. */
   nudge(): void {
     this.#nudged.resolve();
   }
@@ -60,12 +77,14 @@ export class Shipper implements AsyncDisposable {
 
   /** Starts again from what is confirmed. */
   resend(): void {
+    this.#resentThrough = this.#sent;
     this.#sent = this.#options.spool.confirmed;
     this.nudge();
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     this.#stopping.abort();
+    this.#unlisten?.();
     clearTimeout(this.#rewind);
     clearTimeout(this.#linger);
     this.nudge();
@@ -78,7 +97,8 @@ export class Shipper implements AsyncDisposable {
     while (!this.#stopping.signal.aborted) {
       this.#nudged = Promise.withResolvers<void>();
       try {
-        const batch = bus.connected ? await spool.read(this.#sent) : undefined;
+        const from = this.#sent;
+        const batch = bus.connected ? await spool.read(from) : undefined;
         if (batch === undefined) {
           await this.#nudged.promise;
           continue;
@@ -86,7 +106,8 @@ export class Shipper implements AsyncDisposable {
         await bus.publishDurable(hostUp(hostId, 'ledger'), batch.bytes, {
           timeoutMs: ledgerReceiptTimeoutMs,
         });
-        this.#sent = batch.through;
+        // Unless sending began again meanwhile.
+        if (this.#sent === from) this.#sent = batch.through;
         this.#expectReceipt();
       } catch (error) {
         log.warn({ err: error }, 'shipping the ledger failed; it stays in the spool');
@@ -96,9 +117,19 @@ export class Shipper implements AsyncDisposable {
     }
   }
 
+  /** From the first batch that is not confirmed: what is sent meanwhile buys no more patience. */
   #expectReceipt(): void {
+    this.#rewind ??= setTimeout(() => {
+      this.#rewind = undefined;
+      this.#patienceMs = Math.min(this.#patienceMs * 2, ledgerResendMsMax);
+      this.resend();
+    }, this.#patienceMs);
+  }
+
+  #progress(): void {
     clearTimeout(this.#rewind);
-    this.#rewind = setTimeout(() => this.resend(), ledgerReceiptTimeoutMs);
+    this.#rewind = undefined;
+    this.#patienceMs = this.#receiptTimeoutMs;
   }
 
   async #receipt(data: Uint8Array): Promise<void> {
@@ -107,10 +138,14 @@ export class Shipper implements AsyncDisposable {
       const { receipt } = parseJson(ledgerReceiptMessage, data, 'ledger receipt');
       const before = spool.confirmed;
       const confirmed = await spool.confirm(receipt);
-      const behind = isBehind(confirmed, this.#sent);
-      if (!behind) clearTimeout(this.#rewind);
+      const more = isBehind(before, confirmed);
+      if (more) this.#progress();
+      if (this.#resentThrough !== undefined && !isBehind(confirmed, this.#resentThrough))
+        this.#resentThrough = undefined;
+      if (!isBehind(confirmed, this.#sent)) return this.#progress();
       // A receipt that says nothing new answers a batch that could not be added: what lies before it is missing.
-      else if (confirmed.epoch === before.epoch && confirmed.seq === before.seq) this.resend();
+      if (!more && this.#resentThrough === undefined) this.resend();
+      this.#expectReceipt();
     } catch (error) {
       log.error({ err: error }, 'a ledger receipt was refused');
     }

@@ -1,7 +1,13 @@
 // Owns the central ledger at the control plane: what hosts ship is checked, kept and confirmed; questions are answered.
 import type { Bus, DurableMessage } from '@custody/bus/bus';
 import { CustodyError } from '@custody/core/errors';
-import { ledgerBatchBytesMax, ledgerBatchEntriesMax, listRowsMax } from '@custody/core/limits';
+import {
+  ledgerBatchBytesMax,
+  ledgerBatchEntriesMax,
+  ledgerGapDeliveriesMax,
+  ledgerGapPauseMs,
+  listRowsMax,
+} from '@custody/core/limits';
 import { toBase64url } from '@custody/crypto/base64url';
 import { parseLine } from '@custody/ledger/entry';
 import { verifyChain } from '@custody/ledger/verify';
@@ -73,9 +79,14 @@ export class Ledgers {
     const { log } = this.#options;
     const hostId = hostOf(message.subject);
     try {
-      const head = await traced('ledger.ingest', { parent: message.headers }, () =>
+      const { head, gap } = await traced('ledger.ingest', { parent: message.headers }, () =>
         this.#ingest(hostId, message.data),
       );
+      // What lies before may be in the hands of another control plane: asked for only when it does not turn up.
+      if (gap && message.deliveries < ledgerGapDeliveriesMax) {
+        message.nak(ledgerGapPauseMs * message.deliveries);
+        return;
+      }
       // The receipt follows the commit; should it be lost, the host sends again and gets it again.
       if (hostId !== undefined && head !== undefined) {
         const receipt = await this.#options.authority.signReceipt({
@@ -97,8 +108,11 @@ export class Ledgers {
     }
   }
 
-  /** Returns the head now held, for the receipt; undefined where nothing of that host is held. */
-  async #ingest(hostId: string | undefined, data: Uint8Array): Promise<store.ChainHead | undefined> {
+  /** Returns the head now held, for the receipt: undefined where nothing of that host is held. */
+  async #ingest(
+    hostId: string | undefined,
+    data: Uint8Array,
+  ): Promise<{ head: store.ChainHead | undefined; gap: boolean }> {
     const { db, now, news, log } = this.#options;
     const host = hostId === undefined ? undefined : await hostById(db, hostId);
     if (host === undefined) throw new CustodyError('ledger_rejected', `no host ${hostId} is enrolled`);
@@ -109,19 +123,19 @@ export class Ledgers {
         entriesIngested.add(result.added);
         for (const row of rows) ingestLag.record(Math.max(0, now().getTime() - row.at.getTime()));
         if (result.added > 0) news.announce();
-        return result.head;
+        return { head: result.head, gap: false };
       case 'gap':
         log.warn(
           { host: host.name, held: result.head?.seq ?? 0, offered: rows[0]?.seq },
-          'a ledger has a gap; asking for the rest',
+          'a ledger has a gap; waiting for what lies before',
         );
-        return result.head;
+        return { head: result.head, gap: true };
       case 'fork':
         // The host sends it again and again; once is evidence enough.
         if (!this.#forked.has(host.id)) await this.#recordFork(host.id, result);
         this.#forked.add(host.id);
         log.error({ host: host.name, seq: result.seq }, 'a host signed two different entries for one place');
-        return result.head;
+        return { head: result.head, gap: false };
     }
   }
 

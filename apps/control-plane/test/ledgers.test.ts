@@ -131,6 +131,17 @@ describe('a batch', () => {
     expect((await it_.answered(...lines.slice(2))).seq).toBe(6);
   });
 
+  it('that overtakes the one before is added when that one is, and the host is not asked again', async () => {
+    const it_ = await shipping();
+    const lines = Array.from({ length: 6 }, (_, index) => it_.host.note(index));
+    await it_.answered(...lines.slice(0, 2));
+    // Two control planes take batches of one stream: which is kept first is chance.
+    await it_.ship(...lines.slice(4));
+    await it_.ship(...lines.slice(2, 4));
+    await it_.confirmed(6);
+    expect(it_.receipts.map(({ seq }) => seq)).toEqual([2, 4, 6]);
+  });
+
   it('whatever batches come in whatever order, what is held is a prefix of the chain, and all of it in the end', async () => {
     const it_ = await shipping();
     const chain = Array.from({ length: 12 }, (_, index) => it_.host.note(index));
@@ -298,4 +309,55 @@ it('possession, the state of a grant and the receipt of a revocation follow from
     },
   ]);
   expect(await s.ledgers.possession('prod/other', undefined, undefined)).toEqual([]);
+});
+
+it.each([
+  ['seven hours fast', 7],
+  ['seven hours slow', -7],
+])('possession is in the time of the control plane where the clock of a host is %s', async (_, hours) => {
+  const it_ = await shipping();
+  const { s, host } = it_;
+  await s.policies.apply('operator', issuePolicy);
+  await s.secrets.put('operator', 'prod/stripe', 'utf8', { api_key: 'x' });
+  const request = grantRequest();
+  const granted = s.time;
+  await s.grants.decide(host.row, request);
+  const [grant] = (await s.grants.list(true)).filter(({ runId }) => runId === request.runId);
+  if (grant === undefined) throw new Error('no grant');
+  const { grantId, runId } = grant;
+  const later = (ms: number): Date => new Date(granted.getTime() + ms);
+  const wrong = (ms: number, bootMs: number): { at: Date; bootMs: number } => ({
+    at: later(ms + hours * 3_600_000),
+    bootMs,
+  });
+  const tree = { survivors: 0, processes: 1, containment: 'subreaper' as const };
+  const held = { uid: 1000, pid: 1, subject: grant.subject, command: grant.command, cwd: '/srv' };
+  const terms = { ceilingMs: 1, ceilingBootMs: 1, policyRevision: 1, policyIds: [] };
+  const { credentials } = grant;
+  s.time = later(100);
+  await it_.answered(
+    host.write(
+      'released',
+      { grantId, runId, ...held, credentials, ...terms, containment: 'subreaper' },
+      wrong(50, 1_000),
+    ),
+  );
+  s.time = later(60_000);
+  await it_.answered(
+    host.write(
+      'ended',
+      { grantId, runId, cause: 'exit', emptyBootMs: 1, rows: [], proof: 'keeper', ...tree },
+      wrong(30_050, 31_000),
+    ),
+  );
+  const rows = await s.ledgers.possession('prod/stripe', undefined, undefined);
+  const row = rows.find((each) => each.grantId === grantId);
+  // Between grant and ingestion; and for as long as the boot-time clock of the host says.
+  const from = hours < 0 ? granted : later(100);
+  expect(row).toMatchObject({
+    from: from.toISOString(),
+    to: new Date(from.getTime() + 30_000).toISOString(),
+  });
+  const inWindow = await s.ledgers.possession('prod/stripe', later(1_000), later(2_000));
+  expect(inWindow.map((each) => each.grantId)).toContain(grantId);
 });

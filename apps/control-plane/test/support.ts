@@ -111,11 +111,15 @@ export class TestHost {
   }
 
   /** The next line of its chain, with its line feed. */
-  write<Kind extends HostKind>(kind: Kind, body: HostBody<Kind>): string {
+  write<Kind extends HostKind>(
+    kind: Kind,
+    body: HostBody<Kind>,
+    { at, bootMs } = { at: new Date('2026-11-22T09:30:01.000Z'), bootMs: 5 },
+  ): string {
     const fields = {
       host: this.row.id,
-      at: '2026-11-22T09:30:01.000Z',
-      boot_ms: 5,
+      at: at.toISOString(),
+      boot_ms: bootMs,
       kind,
       body: body as unknown as JsonObject,
     };

@@ -157,7 +157,8 @@ export function serverConfig(trust: Trust, options: ServerOptions): string {
     `max_connections: ${serverConnectionsMax}`,
     'ping_interval: "10s"',
     'ping_max: 2',
-    'write_deadline: "10s"',
+    // What one host does not read holds up whoever publishes to it, which is the control plane to all hosts.
+    'write_deadline: "2s"',
     `operator: ${text(trust.operator.jwt)}`,
     `system_account: ${text(trust.system.publicKey)}`,
     `resolver: { type: full, dir: ${text(options.resolverDir)}, allow_delete: false, interval: "2m" }`,

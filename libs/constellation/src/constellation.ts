@@ -26,6 +26,18 @@ export interface ConstellationOptions {
   readonly onEvent?: (event: ConstellationEvent) => void;
   /** False in tests only: Postgres without fsync. */
   readonly durable?: boolean;
+  /** How many share the database and the bus: `control-plane`, `control-plane-b`, … Default 1. */
+  readonly controlPlanes?: number;
+  /** Where nats-server listens, and what hosts dial. Default: the loopback, both. */
+  readonly bus?: { readonly listen: string; readonly forHosts: string };
+  /** Words before the command line of a host's agent, and more environment for it. */
+  readonly around?: (host: string) => Around;
+}
+
+export interface Around {
+  /** A program that becomes the one it is given, such as `nsenter`: the agent must have its pid. */
+  readonly before?: readonly string[];
+  readonly environment?: Readonly<Record<string, string>>;
 }
 
 export interface ConstellationEvent {
@@ -42,13 +54,15 @@ export interface HostOfConstellation {
 
 export interface Constellation extends AsyncDisposable {
   readonly api: string;
+  /** Of every control plane; the first is `api`. */
+  readonly apis: readonly string[];
   readonly tokenFile: string;
   readonly token: string;
   readonly busUrl: string;
   readonly databaseUrl: string;
   readonly layout: Layout;
   readonly hosts: readonly HostOfConstellation[];
-  /** `postgres`, `nats`, `control-plane`, `host-a`, … Throws for a name it does not know. */
+  /** `postgres`, `nats`, `control-plane`, `control-plane-b`, `host-a`, … Throws for a name it does not know. */
   part(name: string): Part;
 }
 
@@ -80,31 +94,40 @@ export async function startConstellation(options: ConstellationOptions): Promise
       dataDir: layout.nats,
       port: ports.nats,
       trust,
+      ...(options.bus === undefined ? {} : { host: options.bus.listen }),
     });
     return { pid: server.pid, exited: server.child.exited, stop: () => server.stop() };
   });
   const busUrl = `nats://127.0.0.1:${ports.nats}`;
+  const busForHosts = `nats://${options.bus?.forHosts ?? '127.0.0.1'}:${ports.nats}`;
+  const apiPorts = [ports.api, ...(await freePorts((options.controlPlanes ?? 1) - 1))];
+  const apis = apiPorts.map((port) => `http://127.0.0.1:${port}`);
   const api = `http://127.0.0.1:${ports.api}`;
-  await run('control-plane', () => controlPlane(layout, env, { api, busUrl, port: ports.api }));
+  for (const [index, port] of apiPorts.entries()) {
+    const name = index === 0 ? 'control-plane' : `control-plane-${letter(index)}`;
+    await run(name, () => controlPlane(layout, env, { name, busUrl, busForHosts, port }));
+  }
 
   const tokenFile = join(layout.keys, 'operator.token');
   const token = (await readFile(tokenFile, 'utf8')).trim();
   const hosts = Array.from({ length: options.hosts }, (_, index): HostOfConstellation => {
-    const name = `host-${String.fromCodePoint(0x61 + index)}`;
+    const name = `host-${letter(index)}`;
     return { name, dataDir: layout.hostDir(name), socket: layout.socket(name) };
   });
   const startedAt = options.now();
   await Promise.all(
     hosts.map(async (host) => {
-      await enroll(layout, env, { api, token }, host);
-      await run(host.name, () => agent(layout, env, host));
+      const around = options.around?.(host.name) ?? {};
+      const own = { ...env, ...around.environment };
+      await enroll(layout, own, { api, token }, host);
+      await run(host.name, () => agent(layout, own, host, around.before ?? []));
     }),
   );
   await untilServed(api, token, hosts, startedAt);
   const databaseUrl = (await readFile(layout.databaseUrl, 'utf8')).trim();
   const owned = stack.move();
   return {
-    ...{ api, tokenFile, token, busUrl, databaseUrl, layout, hosts },
+    ...{ api, apis, tokenFile, token, busUrl, databaseUrl, layout, hosts },
     part: (name) => {
       const part = parts.get(name);
       if (part === undefined)
@@ -113,6 +136,10 @@ export async function startConstellation(options: ConstellationOptions): Promise
     },
     [Symbol.asyncDispose]: () => owned.disposeAsync(),
   };
+}
+
+function letter(index: number): string {
+  return String.fromCodePoint(0x61 + index);
 }
 
 async function prepareFolders(layout: Layout): Promise<void> {
@@ -180,7 +207,7 @@ async function initialize(layout: Layout, ports: Ports, env: Record<string, stri
 async function controlPlane(
   layout: Layout,
   env: Record<string, string>,
-  { api, busUrl, port }: { api: string; busUrl: string; port: number },
+  { name, busUrl, busForHosts, port }: { name: string; busUrl: string; busForHosts: string; port: number },
 ): Promise<Child> {
   return startChild({
     command: process.execPath,
@@ -190,11 +217,12 @@ async function controlPlane(
       CUSTODY_KEYS_DIR: layout.keys,
       CUSTODY_DATABASE_URL_FILE: layout.databaseUrl,
       CUSTODY_BUS_SERVERS: busUrl,
+      CUSTODY_BUS_SERVERS_FOR_HOSTS: busForHosts,
       CUSTODY_LISTEN: `127.0.0.1:${port}`,
     },
     cwd: layout.dir,
-    logFile: layout.log('control-plane'),
-    ready: () => answers(`${api}/readyz`),
+    logFile: layout.log(name),
+    ready: () => answers(`http://127.0.0.1:${port}/readyz`),
     readyMs: readyMsMax,
   });
 }
@@ -212,10 +240,17 @@ async function enroll(
   await toItsEnd(`enrol ${host.name}`, started, layout.log(host.name));
 }
 
-function agent(layout: Layout, env: Record<string, string>, host: HostOfConstellation): Promise<Child> {
+function agent(
+  layout: Layout,
+  env: Record<string, string>,
+  host: HostOfConstellation,
+  before: readonly string[],
+): Promise<Child> {
+  const own = [process.execPath, program('agent'), 'start', '--data', host.dataDir, '--socket', host.socket];
+  const [command = '', ...args] = [...before, ...own];
   return startChild({
-    command: process.execPath,
-    args: [program('agent'), 'start', '--data', host.dataDir, '--socket', host.socket],
+    command,
+    args,
     env,
     cwd: layout.dir,
     logFile: layout.log(host.name),

@@ -87,6 +87,11 @@ export const ledgerSegmentBytesMax = 16_777_216;
 export const ledgerReceiptTimeoutMs = 5_000;
 /** How long a shipped batch waits for company. A receipt of a revocation waits for nobody. */
 export const ledgerLingerMs = 10;
+/** The longest wait before what stays unconfirmed is sent again. */
+export const ledgerResendMsMax = 60_000;
+/** How often a batch is looked at whose predecessor is missing, before its host is asked for it, and the first pause between. */
+export const ledgerGapDeliveriesMax = 4;
+export const ledgerGapPauseMs = 50;
 /** How long a ledger receipt may wait to be written down. */
 export const ledgerReceiptKeepMs = 250;
 export const spoolBytesMax = 1_073_741_824;

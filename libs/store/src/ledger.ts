@@ -323,7 +323,9 @@ export interface PossessionFact {
 
 /**
  * Who held `path` at any time in [from, to], over all hosts: an index scan over the entries by which
- * hosts recorded a release, each with the entry that closed it.
+ * hosts recorded a release, each with the entry that closed it. A host's wall clock is believed where it cannot be
+ * wrong by more than the control plane's own clock shows: a release lies between grant and ingestion. How long
+ * it was held, the host's boot-time clock says, which nobody sets; after a reboot, until the end was ingested.
  */
 export async function possession(
   db: Database,
@@ -341,17 +343,22 @@ export async function possession(
     started: unknown;
     ended: unknown;
   }>(
-    `SELECT h.name AS host, r.chain_epoch, r.seq, r.at, e.at AS ended_at,
+    `SELECT h.name AS host, r.chain_epoch, r.seq, began.at, closed.at AS ended_at,
             r.body AS released, s.body AS started, e.body AS ended
        FROM ledger_entries r
        JOIN hosts h ON h.id = r.author
+       LEFT JOIN grants g ON g.id = r.grant_id AND g.host_id = r.author
        LEFT JOIN ledger_entries s ON s.grant_id = r.grant_id AND s.kind = 'started' AND s.author = r.author
        LEFT JOIN ledger_entries e ON e.grant_id = r.grant_id AND e.kind = 'ended' AND e.author = r.author
+      CROSS JOIN LATERAL (SELECT least(greatest(r.at, g.granted_at), r.ingested_at) AS at) began
+      CROSS JOIN LATERAL (SELECT CASE WHEN e.boot_ms >= r.boot_ms
+          THEN least(began.at + (e.boot_ms - r.boot_ms) * interval '1 millisecond', e.ingested_at)
+          ELSE e.ingested_at END AS at) closed
       WHERE r.kind = 'released'
         AND r.body @> $1::jsonb
-        AND ($3::timestamptz IS NULL OR r.at <= $3)
-        AND ($2::timestamptz IS NULL OR e.at IS NULL OR e.at >= $2)
-      ORDER BY r.at, r.author, r.seq
+        AND ($3::timestamptz IS NULL OR began.at <= $3)
+        AND ($2::timestamptz IS NULL OR closed.at IS NULL OR closed.at >= $2)
+      ORDER BY began.at, r.author, r.seq
       LIMIT $4`,
     [JSON.stringify({ credentials: [{ path }] }), from ?? null, to ?? null, possessionRowsMax],
   );

@@ -1,5 +1,9 @@
 // Owns giving a test file a real constellation of its own, the terminal that speaks to it, and sight of its processes.
-import { startConstellation, type Constellation } from '@custody/constellation/constellation';
+import {
+  startConstellation,
+  type Constellation,
+  type ConstellationOptions,
+} from '@custody/constellation/constellation';
 import { spawn, type ChildProcess } from 'node:child_process';
 import * as fs from 'node:fs';
 import * as os from 'node:os';
@@ -67,7 +71,7 @@ export interface TestConstellation {
   startRun(command: readonly string[], options?: RunOptions): StartedRun;
 }
 
-export interface ConstellationChoice {
+export interface ConstellationChoice extends Pick<ConstellationOptions, 'controlPlanes' | 'bus' | 'around'> {
   readonly hosts: number;
   /** True where Postgres is killed: without fsync a commit may be lost with the process. */
   readonly durable?: boolean;
@@ -88,10 +92,11 @@ export function withConstellation(choice: ConstellationChoice): TestConstellatio
     // Postgres runs as another user where we are root.
     fs.chmodSync(scratch, 0o711);
     const dir = path.join(scratch, 'data');
-    const more = (await choice.environment?.()) ?? {};
+    const { environment, ...chosen } = choice;
+    const more = (await environment?.()) ?? {};
     const constellation = await startConstellation({
+      ...chosen,
       dataDir: dir,
-      hosts: choice.hosts,
       // A canary is a run that no test started: only those that are about canaries have them.
       environment: { PATH: searchPath, HOME: scratch, CUSTODY_CANARY: 'off', ...more },
       now: () => new Date(),
@@ -109,7 +114,7 @@ export function withConstellation(choice: ConstellationChoice): TestConstellatio
     for (const child of children) child.kill('SIGTERM');
     await opened?.constellation[Symbol.asyncDispose]();
     if (opened === undefined) return;
-    if (failed) keepLogs(opened.constellation.layout.logs);
+    if (failed) keepLogs(opened.constellation.layout);
     fs.rmSync(opened.scratch, { recursive: true, force: true });
   });
 
@@ -174,9 +179,10 @@ export function withConstellation(choice: ConstellationChoice): TestConstellatio
 }
 
 /** What the programs said is the first thing that whoever looks into a failure wants to read. */
-function keepLogs(logs: string): void {
+function keepLogs({ logs, nats }: Constellation['layout']): void {
   const kept = fs.mkdtempSync(path.join(os.tmpdir(), 'custody-suite-logs-'));
   fs.cpSync(logs, kept, { recursive: true });
+  fs.cpSync(path.join(nats, 'nats.log'), path.join(kept, 'nats.log'));
   process.stderr.write(`the logs of the constellation are kept under ${kept}\n`);
 }
 
@@ -266,6 +272,15 @@ export function processes(): number[] {
     .readdirSync('/proc')
     .filter((name) => /^\d+$/.test(name))
     .map(Number);
+}
+
+/** Processes whose parent it is. */
+export function childrenOf(pid: number): number[] {
+  return processes().filter((each) => {
+    const stat = readIfAny(`/proc/${each}/stat`)?.toString('latin1') ?? '';
+    // After the name, which may hold spaces: the state and the parent (proc_pid_stat(5)).
+    return Number(stat.slice(stat.lastIndexOf(')') + 2).split(' ')[1]) === pid;
+  });
 }
 
 /** The environment a process was started with, and its arguments, as the kernel shows them; empty for one that has gone. */
