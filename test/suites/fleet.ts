@@ -78,8 +78,9 @@ export class Fleet {
   async revoke(tree: Tree, reason: string, api = this.#api.url): Promise<Revoked> {
     const { token } = this.#kit.constellation;
     const body = { target: { kind: 'grant', id: tree.grantId }, reason } as const;
-    const { epoch } = await call({ url: api, token }, 'revocation.create', { body });
-    const revoked = { epoch, tree, atMs: performance.now() };
+    const made = await call({ url: api, token }, 'revocation.create', { body });
+    if ('dryRun' in made) throw new Error('it was to be revoked');
+    const revoked = { epoch: made.epoch, tree, atMs: performance.now() };
     this.#revoked.push(revoked);
     return revoked;
   }

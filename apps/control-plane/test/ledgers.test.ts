@@ -322,7 +322,7 @@ it.each([
   const request = grantRequest();
   const granted = s.time;
   await s.grants.decide(host.row, request);
-  const [grant] = (await s.grants.list(true)).filter(({ runId }) => runId === request.runId);
+  const [grant] = (await s.grants.list({ active: true })).filter(({ runId }) => runId === request.runId);
   if (grant === undefined) throw new Error('no grant');
   const { grantId, runId } = grant;
   const later = (ms: number): Date => new Date(granted.getTime() + ms);
