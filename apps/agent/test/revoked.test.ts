@@ -58,6 +58,20 @@ describe('a revocation of a running tree', () => {
     expect(keeper.told).toEqual([{ cause: 'revoked', graceMs: 0 }]);
   });
 
+  it('of a log that was set back reaches what was decided under the one before, whatever its epoch', async () => {
+    const s = await scene();
+    s.link.claims = { epoch: 5 };
+    await running(s);
+    await s.runs.logChanged({ from: { epoch: 5 }, to: { log: 'log_00000002', epoch: 1 } });
+    const next = await reborn(s);
+    for (const each of [s, next]) {
+      expect(each.runs.lowestOpenEpoch()).toBe(Infinity);
+      each.runs.revoke(revocation(grantId(1), 2), each.clock.bootMs(), each.clock.wallClock());
+    }
+    await settle();
+    expect(next.swept).toEqual([grantId(1)]);
+  });
+
   it('of any target reaches a run that an earlier agent released', async () => {
     const targets: RevocationTarget[] = [
       { kind: 'grant', id: grantId(1) },
