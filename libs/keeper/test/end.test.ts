@@ -106,19 +106,24 @@ describe.each([...keepers, ...(variant === undefined ? [] : [variant])])(
       await using run = Keeper.run({ keeper: program, agent, command: [program, 'canary', '60'] });
       const link = await agent.link();
       await link.expect('request');
-      link.grant({ grant: nextGrant() });
+      const grant = nextGrant();
+      link.grant({ grant });
       const root = await started(link);
       await until(
-        () => children(run.pid).length === 2 && children(root.pid).length === 0,
-        'its daemon stands',
+        () => holders(grant).length === 2 && children(root.pid).length === 0,
+        'its daemon stands, and who forked it has gone',
       );
-      const left = children(run.pid);
+      const left = holders(grant);
       for (const pid of left) process.kill(pid, 'SIGTERM');
       expect(left.filter(alive)).toHaveLength(2);
       end(link, 'revoked', 0);
       const ended = await link.expect('ended');
       expect(left.filter(alive)).toEqual([]);
-      expect(number(ended, 'processes')).toBe(2);
+      expect(
+        rows(ended)
+          .map(({ pid }) => pid)
+          .toSorted(),
+      ).toEqual(left.toSorted());
       expect((await run.exit).code).toBe(123);
     });
 
