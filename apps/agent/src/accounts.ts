@@ -14,7 +14,7 @@ import type { Spool } from './spool.ts';
 export interface AccountsOptions {
   readonly hostId: string;
   readonly controlPlaneKey: string;
-  readonly runs: () => Pick<Runs, 'holds'>;
+  readonly runs: () => Pick<Runs, 'accountsFor'>;
   readonly link: () => Pick<Link, 'cursor' | 'catchUp'>;
   readonly spool: () => Pick<Spool, 'append'>;
   readonly sweep: (grantId: string, options: Record<string, never>) => Promise<SweepResult>;
@@ -79,15 +79,15 @@ export class Accounts {
     heard: { readonly at: Date; readonly bootMs: number },
   ): Promise<void> {
     const { runs, spool, sweep, log } = this.#options;
-    // An open run writes its own receipt when its tree is empty.
-    if (this.#given.has(grantId) || runs().holds(grantId)) return;
+    // An open run writes its own receipt when its tree is empty; what one wrote may still be on its way.
+    if (this.#given.has(grantId) || runs().accountsFor(grantId)) return;
     const { processes, emptyBootMs, complaints } = await sweep(grantId, {});
     if (emptyBootMs === undefined) {
       log.error({ grantId, complaints }, 'processes of a grant that no run holds could not be ended');
       return;
     }
     // It may have been released meanwhile only if it is open now.
-    if (runs().holds(grantId)) return;
+    if (runs().accountsFor(grantId)) return;
     await spool().append('receipt', {
       ...{ grantId, runId, epoch, outcome: 'not_here', heardAt: heard.at.toISOString() },
       emptyMicros: Math.max(0, Math.round((emptyBootMs - heard.bootMs) * 1_000)),

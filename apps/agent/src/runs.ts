@@ -1,6 +1,6 @@
 // Owns the open runs of this host: from release, through revocation, to the ledger entry that closes each.
 import { CustodyError } from '@custody/core/errors';
-import { keeperLagMsMax, keeperReturnMsMax } from '@custody/core/limits';
+import { closedRunsKeptMax, keeperLagMsMax, keeperReturnMsMax } from '@custody/core/limits';
 import { hits } from '@custody/core/revocation';
 import type { Outsider } from '@custody/keeper/scan';
 import type { SweepOptions, SweepResult } from '@custody/keeper/sweep';
@@ -71,6 +71,8 @@ export class Runs implements AsyncDisposable {
   readonly #timers: Timers;
   readonly #runs = new Map<string, Run>();
   readonly #closing = new Set<Promise<void>>();
+  /** Grants whose `ended` is in the ledger, the newest of them. */
+  readonly #closed = new Set<string>();
   /** Until it returns, the run is already known to revocations. */
   readonly admit: Admission['admit'];
   #provenBootMs = -Infinity;
@@ -107,7 +109,9 @@ export class Runs implements AsyncDisposable {
     } else if (entry.kind === 'log_changed') {
       this.#renewNoMore();
     } else if (entry.kind === 'ended') {
-      this.#runs.delete(hostKinds.ended.parse(entry.body).grantId);
+      const { grantId } = hostKinds.ended.parse(entry.body);
+      this.#runs.delete(grantId);
+      this.#remember(grantId);
     }
   }
 
@@ -134,7 +138,8 @@ export class Runs implements AsyncDisposable {
     return Math.min(...[...this.#runs.values()].map(({ epoch }) => epoch ?? Number.POSITIVE_INFINITY));
   }
 
-  readonly holds = (grantId: string): boolean => this.#runs.has(grantId);
+  /** Whether its end is this host's ledger's to tell: it is open, or its `ended` is written and may still be on its way. */
+  readonly accountsFor = (grantId: string): boolean => this.#runs.has(grantId) || this.#closed.has(grantId);
 
   /** Resolves when no run is open. */
   whenNoneOpen(): Promise<void> {
@@ -387,6 +392,7 @@ export class Runs implements AsyncDisposable {
     if (!this.#runs.delete(run.grantId)) return;
     run.watch?.cancel();
     this.#options.groups.drop(run.runId);
+    this.#remember(run.grantId);
     this.#record('ended', endedBody(run, end));
     if (end.cause === 'stale') runsStale.add(1);
     this.#endWithin(run);
@@ -403,10 +409,20 @@ export class Runs implements AsyncDisposable {
     this.#keep(
       written.then(
         () => {},
-        (error: unknown) =>
-          this.#options.log.error({ err: error, kind }, 'an entry could not be put on record'),
+        (error: unknown) => {
+          if (kind === 'ended') this.#closed.delete(body.grantId);
+          this.#options.log.error({ err: error, kind }, 'an entry could not be put on record');
+        },
       ),
     );
+  }
+
+  #remember(grantId: string): void {
+    this.#closed.add(grantId);
+    for (const oldest of this.#closed) {
+      if (this.#closed.size <= closedRunsKeptMax) break;
+      this.#closed.delete(oldest);
+    }
   }
 
   /** Work that the end of this object waits for. */

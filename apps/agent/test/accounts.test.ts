@@ -44,7 +44,7 @@ async function opened() {
   };
   const accounts = new Accounts({
     ...{ hostId, controlPlaneKey: controlKey, bootMs: clock.bootMs, wallClock: clock.wallClock, log },
-    runs: () => ({ holds: (id) => (scene.looks += 1) > 0 && scene.open.has(id) }),
+    runs: () => ({ accountsFor: (id) => (scene.looks += 1) > 0 && scene.open.has(id) }),
     link: () => ({ cursor: scene.cursor, catchUp: () => void (scene.caughtUp += 1) }),
     spool: () => spool,
     sweep: async (id) => {

@@ -6,7 +6,7 @@ import type { JsonObject } from '@custody/ledger/canonical';
 import type { LedgerEntry } from '@custody/ledger/entry';
 import type { RevocationClaims } from '@custody/wire/messages';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
-import { ask, FakeKeeper, peer, revocation, scene, type Scene, type Written } from './fakes.ts';
+import { ask, ended, FakeKeeper, peer, revocation, scene, type Scene, type Written } from './fakes.ts';
 import { at, grantId, hostId, settle } from './support.ts';
 
 // Timers stand still until a test moves them; everything else is real.
@@ -133,4 +133,21 @@ describe('a host that takes no runs', () => {
     await expect(s.runs.admit(ask(), peer)).rejects.toBe(refusal);
     expect([s.link.asked, s.spool.kinds]).toEqual([[], ['refused']]);
   });
+});
+
+it('of a run that is over its own entries tell, in the next life too, and nobody answers for it again', async () => {
+  const s = await scene();
+  const keeper = await running(s);
+  s.runs.revoke(revocation(grantId(1)), s.clock.bootMs(), s.clock.wallClock());
+  expect(keeper.told).toHaveLength(1);
+  s.runs.ended(grantId(1), ended(s.clock));
+  await settle();
+  expect(s.spool.of('receipt')).toHaveLength(1);
+  expect([s.runs.open, s.runs.accountsFor(grantId(1)), s.runs.accountsFor(grantId(2))]).toEqual([
+    0,
+    true,
+    false,
+  ]);
+  const next = await reborn(s);
+  expect([next.runs.open, next.runs.accountsFor(grantId(1))]).toEqual([0, true]);
 });

@@ -111,6 +111,8 @@ export const accountSeenMs = 180_000;
 export const accountRowsMax = 4_096;
 /** How many accounts a host remembers to have given, so as not to give them twice. */
 export const accountsKeptMax = 4_096;
+/** How many runs that are over an agent remembers, so as not to answer for them twice. */
+export const closedRunsKeptMax = 16_384;
 /** How long a banned host may take to empty its trees and say so, before it is cut off. */
 export const banGraceMs = 10_000;
 /** How long a banned host waits for its trees before it writes its last entry all the same. */
