@@ -114,6 +114,8 @@ export interface Scene {
   readonly link: FakeLink;
   readonly clock: Clock;
   readonly swept: string[];
+  /** The roots that were to end with it. */
+  readonly roots: number[];
   /** From where files were removed. */
   readonly places: string[];
   readonly log: () => string;
@@ -136,6 +138,7 @@ export async function scene(more: Partial<RunsOptions> = {}): Promise<Scene> {
     link,
     clock,
     swept: [],
+    roots: [],
     places: [],
     living: new Set([peer.pid]),
     log: text,
@@ -149,8 +152,9 @@ export async function scene(more: Partial<RunsOptions> = {}): Promise<Scene> {
       link: () => link,
       spool: () => spool,
       manifests: { granted: () => [] },
-      sweep: (id, { place }) => {
+      sweep: (id, { root, place }) => {
         made.swept.push(id);
+        if (root !== undefined) made.roots.push(root.pid);
         if (place !== undefined) made.places.push(place);
         return made.found();
       },
