@@ -123,8 +123,8 @@ describe.each([...builds, ...(variant === undefined ? [] : [variant])])(
     it('does not grow: past the bound there are counts, and whom custody killed keeps a row', async () => {
       await using agent = await FakeAgent.start();
       const storm = 'i=0; while [ $i -lt 300 ]; do (sh -c "exit 5" &); i=$((i+1)); done; ';
-      const stays = `(trap '' TERM; sleep 300 & sleep 300 & sleep 300 & wait) & `;
-      const { run, link, root } = await running(keeper, agent, `${storm}${stays}echo up; exec sleep 300`);
+      const stays = `(trap '' TERM; sleep 300 & sleep 300 & sleep 300 & echo up; wait) & `;
+      const { run, link, root } = await running(keeper, agent, `${storm}${stays}exec sleep 300`);
       await using _ = run;
       await run.says(/up\n/);
       await until(() => children(run.pid).length === 1, 'the storm is over');
