@@ -53,7 +53,7 @@ async function judge(
   const view = await revocations.get(round.epoch, 0);
   const at = now();
   if (!view.proven && at.getTime() - round.createdAt.getTime() < canaryJudgedAfterMs) return;
-  // Who enrolled a moment before could not have one yet.
+  // Who enrolled, or lost its canary to another round, a moment before could not have one yet.
   const since = new Date(round.createdAt.getTime() - canaryPauseMsMax);
   const verdict = verdictOf(view, await store.hostsWithout(db, round.epoch, since));
   const recorded = await store.recordVerdict(

@@ -140,3 +140,33 @@ describe('the credential of a canary', () => {
     await expect(put).rejects.toMatchObject({ code: 'bad_request' });
   });
 });
+
+it('a round right after another accuses nobody of having no canary', async () => {
+  const s = await sceneOf(t.database);
+  s.time = new Date(s.time.getTime() + 24 * intervalMs);
+  const { host, grantId, runId } = await withCanary(s, 'quick');
+  s.time = new Date(s.time.getTime() + 2 * canaryPauseMsMax);
+  const drill = async (): Promise<unknown> => {
+    const canaries = tended(s);
+    const { epoch } = await s.revocations.revoke('operator', { kind: 'prefix', path: canaryPath }, 'a drill');
+    const tree = { survivors: 1, processes: 2, containment: 'subreaper' as const };
+    const end = {
+      grantId,
+      runId,
+      cause: 'revoked' as const,
+      emptyBootMs: 1,
+      rows: [],
+      proof: 'keeper' as const,
+    };
+    await ship(s, host.write('ended', { ...end, ...tree }));
+    s.time = new Date(s.time.getTime() + canaryJudgedAfterMs);
+    canaries.nudge();
+    await until(async () => (await verdicts(s)).some(({ body }) => body['epoch'] === epoch));
+    await canaries[Symbol.asyncDispose]();
+    return (await verdicts(s)).find(({ body }) => body['epoch'] === epoch)?.body['absent'];
+  };
+  expect(await drill()).not.toContain('quick');
+  expect(await drill()).not.toContain('quick');
+  s.time = new Date(s.time.getTime() + 2 * canaryPauseMsMax);
+  expect(await drill()).toContain('quick');
+});

@@ -36,15 +36,16 @@ export async function canaryStands(db: Database): Promise<boolean> {
   return rowCount === 1;
 }
 
-/** Hosts, enrolled before `enrolledBefore`, of which a round met no canary. */
-export async function hostsWithout(db: Database, epoch: number, enrolledBefore: Date): Promise<string[]> {
+/** Hosts of which a round met no canary, but for those that enrolled or lost their last one after `since`. */
+export async function hostsWithout(db: Database, epoch: number, since: Date): Promise<string[]> {
   const { rows } = await db.pool.query<{ name: string }>(
     `SELECT o.name FROM hosts o
       WHERE o.banned_at IS NULL AND o.enrolled_at < $2
         AND NOT EXISTS (SELECT FROM revocation_hits h JOIN grants g ON g.id = h.grant_id
                          WHERE h.epoch = $1 AND g.host_id = o.id)
+        AND NOT EXISTS (SELECT FROM grants g WHERE ${isCanary} AND g.host_id = o.id AND g.ended_at >= $2)
       ORDER BY o.name`,
-    [epoch, enrolledBefore],
+    [epoch, since],
   );
   return rows.map(({ name }) => name);
 }
