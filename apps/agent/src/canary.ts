@@ -1,6 +1,13 @@
 // Owns the canary of this host: a run that is always open, for the control plane to revoke and so see that this host kills.
+import { setTimeout as delay } from 'node:timers/promises';
 import { canaryField, canaryPath } from '@custody/core/canary';
-import { canaryPauseMsMax, canaryRetryMs, canaryTtlMs, reconcileIntervalMs } from '@custody/core/limits';
+import {
+  canaryEndMsMax,
+  canaryPauseMsMax,
+  canaryRetryMs,
+  canaryTtlMs,
+  reconcileIntervalMs,
+} from '@custody/core/limits';
 import type { CanaryRun } from '@custody/keeper/canary';
 import type { Log } from './log.ts';
 
@@ -10,6 +17,8 @@ export interface CanaryOptions {
   /** Whether a canary is open, also one that an earlier agent started. */
   readonly open: () => boolean;
   readonly start: (reference: string, ttlMs: number) => CanaryRun;
+  /** Ends those that are open. */
+  readonly end: () => void;
   readonly bootMs: () => number;
   /** From 0 to 1: all hosts of a fleet lose their canary at the same instant and should not come back at one. */
   readonly random: () => number;
@@ -17,11 +26,13 @@ export interface CanaryOptions {
 }
 
 /** A reconciler: nudge and timer do the same. */
-export class Canary implements Disposable {
+export class Canary implements AsyncDisposable {
   readonly #options: CanaryOptions;
   readonly #timer: NodeJS.Timeout;
   #notBeforeBootMs = 0;
   #keeperPid: number | undefined;
+  #ended: Promise<void> | undefined;
+  #stopped = false;
 
   constructor(options: CanaryOptions) {
     this.#options = options;
@@ -39,12 +50,13 @@ export class Canary implements Disposable {
       this.#notBeforeBootMs = bootMs() + random() * canaryPauseMsMax;
       return;
     }
-    if (!ready() || this.#keeperPid !== undefined || bootMs() < this.#notBeforeBootMs) return;
+    if (this.#stopped || !ready() || this.#keeperPid !== undefined || bootMs() < this.#notBeforeBootMs)
+      return;
     this.#notBeforeBootMs = bootMs() + canaryRetryMs;
     try {
       const { pid, ended } = start(`custody://${canaryPath}/${canaryField}`, canaryTtlMs);
       this.#keeperPid = pid;
-      void ended.then((how) => {
+      this.#ended = ended.then((how) => {
         this.#keeperPid = undefined;
         log.debug({ how }, 'a canary ended');
       });
@@ -53,7 +65,11 @@ export class Canary implements Disposable {
     }
   }
 
-  [Symbol.dispose](): void {
+  /** Unlike a run that somebody asked for, it serves nobody while no agent does. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#stopped = true;
     clearInterval(this.#timer);
+    this.#options.end();
+    await Promise.race([this.#ended, delay(canaryEndMsMax, undefined, { ref: false })]);
   }
 }

@@ -1,4 +1,5 @@
 // Owns the open runs of this host: from release, through revocation, to the ledger entry that closes each.
+import { isCanary } from '@custody/core/canary';
 import { CustodyError } from '@custody/core/errors';
 import { closedRunsKeptMax, keeperLagMsMax, keeperReturnMsMax } from '@custody/core/limits';
 import { hits } from '@custody/core/revocation';
@@ -241,6 +242,15 @@ export class Runs implements AsyncDisposable {
       run.revoked = { claims, heardBootMs, heardAt };
       this.#endIfRevoked(run);
     }
+  }
+
+  /** Whether this host holds a canary; of two agents that follow each other the second finds that of the first. */
+  get canaryOpen(): boolean {
+    return [...this.#runs.values()].some(({ credentials }) => isCanary(credentials));
+  }
+
+  endCanaries(): void {
+    for (const run of this.#runs.values()) if (isCanary(run.credentials)) run.keeper?.end('agent', 0);
   }
 
   /** Waits for what is being closed. Trees go on: the next agent adopts them. */

@@ -86,8 +86,9 @@ export async function startAgent(
   });
   const canary: Canary = new Canary({
     ready: () => config.canary && link.state === 'ready' && ban.refusal === undefined,
-    open: () => runs.openRuns().some(({ credentials }) => isCanary(credentials)),
+    open: () => runs.canaryOpen,
     start: (reference, ttlMs) => startCanary(config.socketPath, reference, ttlMs),
+    end: () => runs.endCanaries(),
     bootMs: bootTimeMs,
     random: () => randomBytes(4).readUInt32LE() / 2 ** 32,
     log,
@@ -141,7 +142,6 @@ export async function startAgent(
     await (await joined)[Symbol.asyncDispose]();
   });
 
-  stack.use(canary);
   runs.awaitKeepers();
   stack.use(
     await Door.open({
@@ -151,6 +151,7 @@ export async function startAgent(
       status: () => statusOf(identity, { runs, spool, link, ban, groups }),
     }),
   );
+  stack.use(canary); // it is ended while its keeper can still say so at the door
   // Only now: where another agent serves this socket, what looks like a leftover is its run.
   groups.dropAllBut(new Set(runs.openRuns().map(({ runId }) => runId)));
   log.info({ host: identity.name, hostId, socket: config.socketPath, openRuns: runs.open }, 'agent is up');

@@ -23,6 +23,7 @@ function tended() {
       started.push({ reference, ttlMs, end });
       return { pid: 4_000 + started.length, ended };
     },
+    end: () => started.at(-1)?.end(),
     bootMs: clock.bootMs,
     random: () => state.random,
     log,
@@ -34,9 +35,9 @@ beforeEach(() => void vi.useFakeTimers());
 afterEach(() => void vi.useRealTimers());
 
 describe('a host that may ask for grants', () => {
-  it('starts a canary at once, and no second while it stands', () => {
+  it('starts a canary at once, and no second while it stands', async () => {
     const { canary, clock, state, started } = tended();
-    using _ = canary;
+    await using _ = canary;
     canary.tend();
     expect(started).toMatchObject([{ reference: 'custody://custody/canary/value', ttlMs: canaryTtlMs }]);
     expect(canary.isKeeper(4_001)).toBe(true);
@@ -49,7 +50,7 @@ describe('a host that may ask for grants', () => {
 
   it('waits its own share of the pause after a kill, so that a fleet does not come back at one instant', async () => {
     const { canary, clock, state, started } = tended();
-    using _ = canary;
+    await using _ = canary;
     canary.tend();
     state.open = true;
     clock.advance(3_600_000);
@@ -68,7 +69,7 @@ describe('a host that may ask for grants', () => {
 
   it('tries again after a pause where it was refused or could not be started', async () => {
     const { canary, clock, state, started, text } = tended();
-    using _ = canary;
+    await using _ = canary;
     state.fails = true;
     canary.tend();
     expect(text()).toContain('a canary could not be started');
@@ -86,9 +87,19 @@ describe('a host that may ask for grants', () => {
     expect(started).toHaveLength(2);
   });
 
-  it('starts none where no grant could be asked for', () => {
+  it('ends it when the agent stops, and starts no other', async () => {
+    const { canary, clock, started } = tended();
+    canary.tend();
+    await canary[Symbol.asyncDispose]();
+    expect(canary.isKeeper(4_001)).toBe(false);
+    clock.advance(canaryTtlMs);
+    canary.tend();
+    expect(started).toHaveLength(1);
+  });
+
+  it('starts none where no grant could be asked for', async () => {
     const { canary, state, started } = tended();
-    using _ = canary;
+    await using _ = canary;
     state.ready = false;
     canary.tend();
     expect(started).toHaveLength(0);

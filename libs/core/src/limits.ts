@@ -145,6 +145,8 @@ export const refusalRecordsMax = 256;
 export const canaryTtlMs = 24 * 3_600_000;
 export const canaryPauseMsMax = 60_000;
 export const canaryRetryMs = 10_000;
+/** How long an agent that stops waits for its canary to end. */
+export const canaryEndMsMax = 1_000;
 /** Between two rounds in which every host proves its kill; how long receipts have; how many hosts a verdict names. */
 export const canaryIntervalMsDefault = 3_600_000;
 export const canaryJudgedAfterMs = 10_000;
