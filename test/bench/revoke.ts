@@ -59,7 +59,7 @@ export async function revoke(): Promise<Results> {
         `${revocations} in all, while a run begins and ends every ${loadEveryMs} ms; beside each run a tree of the same form ` +
         `under no keeper, ended by one poller for each host that asks the same API every ${pollEveryMs} ms; ` +
         'operator: request sent until the receipt that says empty is in the answer; empty: request sent until the tree was ' +
-        'empty, by the one clock of the machine; host: heard until empty, from the receipt. ' +
+        'empty, by the one clock of the machine; received: until the control plane had the receipt; host: heard until empty. ' +
         `fan-out: connections of one load process with the permissions of hosts, ${broadcast.users} users; a revocation ` +
         'from the request over HTTP, and the same bytes published bare by the bench, interleaved; ' +
         'until the first, half and the last connection has heard; medians over the rounds. ' +
@@ -75,6 +75,7 @@ interface Sample {
   readonly operatorMs: number;
   readonly emptyMs: number;
   readonly hostMs: number;
+  readonly receivedMs: number;
   readonly poller: Promise<number>;
 }
 
@@ -116,6 +117,7 @@ async function killTimes(
   const operator = percentilesOf(samples.map(({ operatorMs }) => operatorMs));
   const empty = percentilesOf(samples.map(({ emptyMs }) => emptyMs));
   const host = percentilesOf(samples.map(({ hostMs }) => hostMs));
+  const received = percentilesOf(samples.map(({ receivedMs }) => receivedMs));
   const poller = percentilesOf(pollerMs);
   await revokeProven(client, { kind: 'prefix', path: 'prod' });
   await Promise.all(live.map(({ gone }) => gone));
@@ -125,6 +127,7 @@ async function killTimes(
     load: { runs: load.finished, failed: load.failed },
     operator,
     empty,
+    received,
     host,
     poller,
     pollerToOperatorP99: round(poller.p99Ms / operator.p99Ms),
@@ -137,8 +140,15 @@ interface Proven {
   readonly view: RevocationView;
   readonly sentMs: number;
   readonly operatorMs: number;
-  /** From the request until each tree was empty, by the one clock of the machine, and from hearing of it. */
-  readonly trees: readonly { readonly emptyMs: number; readonly hostMs: number }[];
+  /**
+   * From the request until each tree was empty, and until the control plane had its receipt, by the one clock of the
+   * machine; and from hearing of it until it was empty.
+   */
+  readonly trees: readonly {
+    readonly emptyMs: number;
+    readonly hostMs: number;
+    readonly receivedMs: number;
+  }[];
 }
 
 /** Asks as `custody revoke --wait` does: the request, and then for news until every receipt is there. */
@@ -156,21 +166,21 @@ async function revokeProven(client: ClientOptions, target: NamedTarget): Promise
     });
   }
   const operatorMs = sharedMs() - sentMs;
-  const trees = view.receipts.map((receipt) => {
-    const { state, heardAt, emptyMicros } = receipt;
-    if (state !== 'killed' || heardAt === undefined || emptyMicros === undefined)
-      throw new Error(`not killed: ${JSON.stringify(receipt)}`);
+  const trees = view.receipts.flatMap(({ state, heardAt, emptyMicros, receivedAt }) => {
+    if (state !== 'killed' || heardAt === undefined || emptyMicros === undefined || receivedAt === undefined)
+      return [];
     const hostMs = emptyMicros / 1_000;
     // The host reads its wall clock when it hears; that clock is ours.
-    return { hostMs, emptyMs: Date.parse(heardAt) - sentAt + hostMs };
+    const emptyMs = Date.parse(heardAt) - sentAt + hostMs;
+    return [{ hostMs, emptyMs, receivedMs: Date.parse(receivedAt) - sentAt }];
   });
   return { view, sentMs, operatorMs, trees };
 }
 
 async function revokeOne(client: ClientOptions, run: LiveRun, pollers: Pollers): Promise<Sample> {
-  const { sentMs, operatorMs, trees } = await revokeProven(client, { kind: 'grant', id: run.grantId });
+  const { view, sentMs, operatorMs, trees } = await revokeProven(client, { kind: 'grant', id: run.grantId });
   const [tree] = trees;
-  if (tree === undefined) throw new Error('no receipt was expected');
+  if (tree === undefined) throw new Error(`${run.grantId} was not killed: ${JSON.stringify(view.receipts)}`);
   const poller = pollers.emptied(run.grantId).then((emptyMs) => emptyMs - sentMs);
   return { operatorMs, ...tree, poller };
 }
@@ -185,7 +195,10 @@ async function allAtOnce({ hosts }: Constellation, client: ClientOptions): Promi
       live.push(...(await Promise.all(more.filter((host) => host !== undefined).map(startLive))));
     }
     const proven = await revokeProven(client, { kind: 'prefix', path: 'prod' });
-    if (proven.trees.length !== liveRuns) throw new Error(`${proven.trees.length} receipts of ${liveRuns}`);
+    if (proven.trees.length !== liveRuns)
+      throw new Error(
+        `${proven.trees.length} of ${liveRuns} were killed: ${JSON.stringify(proven.view.counts)}`,
+      );
     rounds.push(proven);
     await Promise.all(live.map(({ gone }) => gone));
     progress('all at once: round', each + 1, roundsOfAll);

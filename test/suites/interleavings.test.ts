@@ -125,7 +125,7 @@ test(
         }
       }),
     );
-    // Each way of meeting came about: refused, revoked before it began, and killed.
+    // Both ways of meeting came about: refused, and killed.
     const seen = [...ends.keys()].join('; ');
     for (const way of [/125/, /123 began/]) expect(seen).toMatch(way);
     console.log(`seed ${seed}: ${JSON.stringify(Object.fromEntries(ends))}`);

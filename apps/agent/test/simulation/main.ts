@@ -28,7 +28,7 @@ const findings =
         hours: Number(values.hours),
         untilFound: values['until-found'],
       })
-    : await meet(seed, Number(values.meetings));
+    : await meet(seed, Number(values.meetings), values['until-found']);
 const seconds = (performance.now() - from) / 1_000;
 process.stdout.write(`${JSON.stringify({ ...findings, seconds }, null, 2)}\n`);
 process.exitCode = findings.violations.length === 0 ? 0 : 1;

@@ -25,9 +25,9 @@ export interface Meetings {
   readonly violations: readonly Violation[];
 }
 
-export async function meet(seed: number, meetings: number): Promise<Meetings> {
+export async function meet(seed: number, meetings: number, untilFound: boolean): Promise<Meetings> {
   await sodiumReady();
-  return new Met(seed).all(meetings);
+  return new Met(seed).all(meetings, untilFound);
 }
 
 class Met implements World {
@@ -56,13 +56,14 @@ class Met implements World {
     this.#hosts = Array.from({ length: hosts }, (_, index) => new Host(this, index + 1));
   }
 
-  async all(meetings: number): Promise<Meetings> {
+  async all(meetings: number, untilFound: boolean): Promise<Meetings> {
     this.#beacons();
     for (const host of this.#hosts) host.start();
     for (let each = 0; each < meetings; each += 1) {
       this.schedule.at((each + 1) * betweenMs, () => this.#meet(each));
     }
-    await this.schedule.run((meetings + 1) * betweenMs);
+    const found = (): boolean => untilFound && this.#violations.length > 0;
+    await this.schedule.run((meetings + 1) * betweenMs, found);
     return {
       seed: this.#seed,
       meetings: this.#met,
@@ -90,7 +91,7 @@ class Met implements World {
   }
 
   diesAtStep(): boolean {
-    const dies = this.chance.happens(0.01);
+    const dies = this.chance.happens(0.03);
     if (dies) this.#happened('an agent dies');
     return dies;
   }

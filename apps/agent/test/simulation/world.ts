@@ -114,7 +114,7 @@ class Fleet implements World {
   /** Most often where something is at stake. */
   diesAtStep({ keepers }: Host): boolean {
     const atStake = [...keepers.keys()].some((grantId) => this.#revokedAtMs.has(grantId));
-    const dies = this.chance.happens(atStake ? 0.1 : 0.001);
+    const dies = this.chance.happens(atStake ? 0.25 : 0.001);
     if (dies) this.#count(atStake ? 'agents died at a step of a revocation' : 'agents died at another step');
     return dies;
   }
@@ -298,10 +298,10 @@ class Fleet implements World {
       host.disorderly = true;
       schedule.after(chance.magnitude(10_000, 20 * minute), () => (host.disorderly = false));
     });
-    this.#every(3 * hour, () => {
+    this.#every(2 * hour, () => {
       this.#count('held back');
       this.#strike(host);
-      host.heldBackMs = chance.magnitude(1_000, 10 * minute);
+      host.heldBackMs = chance.magnitude(5_000, 5 * minute);
       schedule.after(chance.magnitude(10_000, hour), () => (host.heldBackMs = 0));
     });
     this.#every(2 * hour, () => {
