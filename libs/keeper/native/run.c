@@ -338,8 +338,11 @@ static bool reap(void) {
   }
   if (none && containment.empty()) return true;
   if (root_gone && !before) {
-    rows.surviving = true;
-    survivors = waits && cause == NULL ? act(ACT_LOOK) : end_tree("exit", grace_ms);
+    /* Where all are being killed at once, by us or through their group, the order of their deaths says nothing. */
+    bool killing = kill_passes > 0;
+    rows.surviving = !killing;
+    int left = waits && cause == NULL ? act(ACT_LOOK) : end_tree("exit", grace_ms);
+    survivors = killing ? 0 : left;
     rows.surviving = false;
   }
   return false;
