@@ -1,5 +1,5 @@
 // Owns the proof that grant and revocation of one secret, however they meet, leave no run alive after the receipts.
-import { randomInt } from 'node:crypto';
+import { randomInt, randomUUID } from 'node:crypto';
 import * as fs from 'node:fs';
 import { setTimeout as wait } from 'node:timers/promises';
 import { call } from '@custody/wire/client';
@@ -20,7 +20,9 @@ const msMax = 280_000;
 
 const client = () => ({ url: kit.constellation.api, token: kit.constellation.token });
 const pathOf = (lane: number): string => `prod/lane-${lane}`;
-const valueOf = (lane: number): string => `value-of-lane-${lane}-that-nothing-else-holds`;
+/** Nothing else on the machine holds it, not even the same test beside this one. */
+const own = randomUUID();
+const valueOf = (lane: number): string => `value-of-lane-${lane}-${own}`;
 const uptimeSeconds = (): number => Number(fs.readFileSync('/proc/uptime', 'utf8').split(' ', 1)[0]);
 
 beforeAll(async () => {
