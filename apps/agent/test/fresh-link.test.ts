@@ -33,6 +33,8 @@ interface Opened {
   readonly changes: LogChange[];
   readonly cursorFile: string;
   readonly log: () => string;
+  /** How often it has caught up. */
+  readonly served: () => number;
 }
 
 /** `cursor`: the file that an earlier agent left. `openRuns`: what the host holds when the log changes. */
@@ -57,10 +59,11 @@ async function open(more: { cp?: ControlPlane; cursor?: string; openRuns?: numbe
     newNonce: () => `n_${String((nonces += 1)).padStart(32, '0')}`,
   });
   onTestFinished(() => link[Symbol.asyncDispose]());
-  await link.start(cp.hostBus, () => {});
+  let served = 0;
+  await link.start(cp.hostBus, () => void (served += 1));
   await link.whenReady();
   await settle();
-  return { cp, link, clock, applied, proven, changes, cursorFile, log: text };
+  return { cp, link, clock, applied, proven, changes, cursorFile, log: text, served: () => served };
 }
 
 /** Both clocks go on. */
@@ -213,7 +216,7 @@ describe('a host asks by itself', () => {
     for (let ticks = 1; ticks < anchorIntervalMs / beaconIntervalMs; ticks += 1) await tick(o, true);
     expect(asked(o)).toBe(1);
     await tick(o, true);
-    await until(() => asked(o) === 2);
+    await until(() => asked(o) === 2 && o.served() === 2); // and has taken in the answer
     await tick(o, false);
     await tick(o, false);
     expect(asked(o)).toBe(2);
