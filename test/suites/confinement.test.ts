@@ -3,11 +3,13 @@ import * as fs from 'node:fs';
 import * as path from 'node:path';
 import { connectBus } from '@custody/bus/nats-bus';
 import { mintControlPlaneUser, type Trust } from '@custody/bus/trust';
+import { signJws } from '@custody/crypto/jws';
 import { readKeyFile } from '@custody/crypto/keyfiles';
 import { signingKeyFromSeed } from '@custody/crypto/keys';
 import { appendEntry } from '@custody/ledger/chain';
 import { parseLine } from '@custody/ledger/entry';
-import { exited, openPolicy, until, withConstellation } from '@custody/testkit/constellation';
+import { alive, exited, openPolicy, until, withConstellation } from '@custody/testkit/constellation';
+import { signedTypes } from '@custody/wire/messages';
 import { beforeAll, describe, expect, test } from 'vitest';
 import { BareClient } from './bare-client.ts';
 
@@ -250,4 +252,86 @@ describe('with the credentials of host-a', () => {
     const copy = JSON.parse(Buffer.from(signed.split('.')[1] ?? '', 'base64url').toString()) as object;
     expect(copy).toMatchObject({ hostId: a.hostId });
   });
+});
+
+describe('a broadcast that the control plane does not send now', () => {
+  const words = { revocation: 'custody.v1.fleet.revocation', beacon: 'custody.v1.fleet.beacon' } as const;
+
+  /** What was broadcast so far, without its headers. */
+  const broadcast = (everything: BareClient, what: keyof typeof words): string[] =>
+    everything.heard
+      .filter(({ subject }) => subject === words[what])
+      .map(({ text }) => text.slice(text.indexOf('\r\n\r\n') + 4));
+  const claimsIn = (token: string): Record<string, unknown> =>
+    JSON.parse(Buffer.from(token.split('.')[1] ?? '', 'base64url').toString()) as Record<string, unknown>;
+  const status = (): Promise<Record<string, string>> => kit.json(['agent', 'status'], { host: 'host-b' });
+
+  test('is refused to a host’s credentials and on record; sent by anybody else it changes nothing at a host', async () => {
+    using everything = await witness();
+    for (const prefix of ['none/one', 'none/two'])
+      exited(0, await kit.custody(['revoke', '--prefix', prefix, '--reason', 'to be heard']));
+    await until(() => broadcast(everything, 'revocation').length === 2, 'two revocations on the bus');
+    await until(() => broadcast(everything, 'beacon').length > 0, 'a beacon on the bus');
+    const [first = '', second = ''] = broadcast(everything, 'revocation');
+    const [old = ''] = broadcast(everything, 'beacon');
+    const run = kit.startRun(['sh', '-c', 'echo $$; exec sleep 60'], { host: 'host-b', holds });
+    const pid = Number(await run.line(1));
+    const { revocation_epoch: head = '' } = await status();
+    expect(claimsIn((JSON.parse(second) as { entry: string }).entry)).toMatchObject({ epoch: Number(head) });
+
+    const own = await readKeyFile(path.join(kit.constellation.layout.keys, 'signing.seed'));
+    const stranger = new Uint8Array(32).fill(7);
+    const entry = async (seed: Uint8Array, ahead: number): Promise<string> => {
+      const claims = {
+        epoch: Number(head) + ahead,
+        target: { kind: 'all' },
+        reason: mark,
+        at: new Date().toISOString(),
+      };
+      return JSON.stringify({ entry: await signJws(seed, signedTypes.revocation, claims) });
+    };
+    const beaconNow = claimsIn((JSON.parse(old) as { beacon: string }).beacon);
+    const beacon = async (seed: Uint8Array, more: object): Promise<string> =>
+      JSON.stringify({ beacon: await signJws(seed, signedTypes.beacon, { ...beaconNow, ...more }) });
+    const inAnHour = new Date(Date.now() + 3_600_000).toISOString();
+    const sent: [subject: string, text: string][] = [
+      [words.revocation, await entry(stranger, 1)], // forged
+      [words.revocation, second.replace(/.(?="\})/, (last) => (last === 'A' ? 'B' : 'A'))], // changed
+      [words.revocation, second], // out of order, and again
+      [words.revocation, first],
+      [words.revocation, await entry(own, 5)], // a gap that the log does not fill
+      [words.beacon, await beacon(stranger, {})],
+      [words.beacon, old],
+      [words.beacon, await beacon(own, { at: inAnHour })],
+      [words.beacon, await beacon(own, { log: 'log_00000009' })],
+      [words.beacon, await beacon(own, { epoch: Number(head) + 7 })],
+    ];
+
+    using client = await thief();
+    for (const [subject, text] of sent)
+      expect(await client.publish(subject, text)).toEqual([
+        `-ERR 'Permissions Violation for Publish to "${subject}"'`,
+      ]);
+    const violations = (subject: string): number =>
+      fs
+        .readFileSync(path.join(kit.constellation.layout.nats, 'nats.log'), 'utf8')
+        .split(`Subject "${subject}"`).length - 1;
+    for (const subject of Object.values(words)) expect(violations(subject)).toBeGreaterThanOrEqual(5);
+
+    for (const [subject, text] of sent) expect(await everything.publish(subject, text)).toEqual([]);
+    const recorded = (line: string): boolean =>
+      fs.readFileSync(kit.constellation.layout.log('host-b'), 'utf8').includes(line);
+    await until(() => recorded('a revocation was refused'), 'the refused revocation in the agent’s log');
+    for (const verdict of ['refused', 'future', 'other_log'])
+      await until(() => recorded(`"verdict":"${verdict}"`), `a beacon that is ${verdict} in the agent’s log`);
+    const beacons = broadcast(everything, 'beacon').length;
+    await until(() => broadcast(everything, 'beacon').length > beacons, 'an honest beacon after them');
+    await until(async () => (await status())['link'] === 'ready', 'the link ready');
+    expect(await status()).toMatchObject({ revocation_epoch: head });
+    expect(alive(pid)).toBe(true);
+    exited(0, await kit.run(['true'], { host: 'host-b', holds }));
+    exited(0, await kit.custody(['revoke', '--prefix', 'prod', '--reason', 'the real one', '--wait']));
+    expect(alive(pid)).toBe(false);
+    exited(123, await run.outcome);
+  }, 60_000);
 });
