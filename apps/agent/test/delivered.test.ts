@@ -1,26 +1,11 @@
 // Owns the proof of what a release gives beside an environment, and of what is on record of it.
 import { keeperReturnMsMax } from '@custody/core/limits';
-import type { JsonObject } from '@custody/ledger/canonical';
-import type { LedgerEntry } from '@custody/ledger/entry';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
-import { ask, pass, peer, scene, type Scene, type Written } from './fakes.ts';
-import { at, hostId } from './support.ts';
+import { ask, pass, peer, reborn, scene } from './fakes.ts';
 
 // Timers stand still; everything else is real.
 beforeEach(() => void vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout'] }));
 afterEach(() => void vi.useRealTimers());
-
-const entryOf = ({ kind, body }: Written, index: number): LedgerEntry => ({
-  ...{ v: 1, host: hostId, epoch: 1, seq: index + 1, at, boot_ms: 1, kind, prev: 'a'.repeat(64) },
-  body: body as unknown as JsonObject,
-});
-
-/** The agent's next life: what it finds in its ledger. */
-async function reborn(s: Scene): Promise<Scene> {
-  const next = await scene({ bootMs: s.clock.bootMs });
-  s.spool.written.forEach((written, index) => next.runs.replay(entryOf(written, index)));
-  return next;
-}
 
 describe('a release', () => {
   it('of such a value in a file is given, and where it stands goes on record', async () => {

@@ -2,6 +2,8 @@
 import { encodeFields } from '@custody/crypto/payload';
 import { generateSealingKeySeed, sealingKeyFromSeed } from '@custody/crypto/keys';
 import { createHash } from 'node:crypto';
+import type { JsonObject } from '@custody/ledger/canonical';
+import type { LedgerEntry } from '@custody/ledger/entry';
 import { sealTo } from '@custody/crypto/seal';
 import { sodiumReady } from '@custody/crypto/sodium';
 import type { Outsider } from '@custody/keeper/scan';
@@ -237,4 +239,20 @@ export async function running(s: Scene): Promise<FakeKeeper> {
   s.runs.started(id, 5000, '123');
   await settle();
   return keeper;
+}
+
+/** An entry of the ledger, as the agent's next life reads it. */
+export const entryOf = ({ kind, body }: Written, index: number): LedgerEntry => ({
+  ...{ v: 1, host: hostId, epoch: 1, seq: index + 1, at, boot_ms: 1, kind, prev: 'a'.repeat(64) },
+  body: body as unknown as JsonObject,
+});
+
+/** The agent's next life, with what it finds in its ledger. `make`: its scene. */
+export async function reborn(
+  s: Scene,
+  make: (more: Partial<RunsOptions>) => Promise<Scene> = scene,
+): Promise<Scene> {
+  const next = await make({ bootMs: s.clock.bootMs });
+  s.spool.written.forEach((written, index) => next.runs.replay(entryOf(written, index)));
+  return next;
 }

@@ -1,11 +1,9 @@
 // Owns the proof that a strict run ends when its host is cut off, that beacons alone move that, and what is on record of it.
 import { CustodyError } from '@custody/core/errors';
 import { keeperLagMsMax } from '@custody/core/limits';
-import type { JsonObject } from '@custody/ledger/canonical';
-import type { LedgerEntry } from '@custody/ledger/entry';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
-import { ask, ended, FakeKeeper, peer, scene, type Scene } from './fakes.ts';
-import { at, grantId, hostId, settle } from './support.ts';
+import { ask, ended, FakeKeeper, peer, reborn, running, scene, type Scene } from './fakes.ts';
+import { grantId, settle } from './support.ts';
 
 // Timers stand still until a test moves them; everything else is real.
 beforeEach(() => void vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout'] }));
@@ -29,27 +27,6 @@ async function strict(more: Parameters<typeof scene>[0] = {}): Promise<Scene> {
   s.link.proof = async () => s.clock.bootMs();
   s.link.claims = { freshness: { kind: 'strict', ms: boundMs }, ceilingMs: 3_600_000 };
   return s;
-}
-
-async function running(s: Scene): Promise<FakeKeeper> {
-  const { grantId: id } = await s.runs.admit(ask(), peer);
-  const keeper = new FakeKeeper();
-  s.runs.attach(id, keeper);
-  s.runs.started(id, 5000, '123');
-  await settle();
-  return keeper;
-}
-
-/** The agent's next life: what it finds in its ledger. */
-async function reborn(s: Scene): Promise<Scene> {
-  const next = await strict({ bootMs: s.clock.bootMs });
-  s.spool.written.forEach(({ kind, body }, index) =>
-    next.runs.replay({
-      ...{ v: 1, host: hostId, epoch: 1, seq: index + 1, at, boot_ms: 1, kind, prev: 'a'.repeat(64) },
-      body: body as unknown as JsonObject,
-    } satisfies LedgerEntry),
-  );
-  return next;
 }
 
 describe('a release', () => {
@@ -169,7 +146,7 @@ describe('an agent that starts again', () => {
     const s = await strict();
     await running(s);
     const kept = s.clock.bootMs() + 40_000;
-    const next = await reborn(s);
+    const next = await reborn(s, strict);
     const keeper = new FakeKeeper();
     next.runs.resume(grantId(1), peer, keeper, kept);
     await settle();
@@ -183,7 +160,7 @@ describe('an agent that starts again', () => {
   it('that has reached the control plane before the keeper came renews it when it comes', async () => {
     const s = await strict();
     await running(s);
-    const next = await reborn(s);
+    const next = await reborn(s, strict);
     await pass(s, 1_000);
     next.runs.renew(s.clock.bootMs());
     const keeper = new FakeKeeper();
@@ -202,7 +179,7 @@ describe('an agent that starts again', () => {
   ])('believes no keeper that says %s', async (_, said, staleInMs, sweptInMs) => {
     const s = await strict();
     await running(s);
-    const next = await reborn(s);
+    const next = await reborn(s, strict);
     next.runs.resume(grantId(1), peer, new FakeKeeper(), said());
     expect(next.runs.describe()).toMatchObject([{ staleInMs }]);
     await pass(s, sweptInMs - 1);
@@ -215,7 +192,7 @@ describe('an agent that starts again', () => {
     const s = await strict();
     await running(s);
     for (const each of s.spool.of('released')) delete each.freshness;
-    const next = await reborn(s);
+    const next = await reborn(s, strict);
     const keeper = new FakeKeeper();
     next.runs.resume(grantId(1), peer, keeper, undefined);
     next.runs.renew(s.clock.bootMs() + 1);
@@ -238,7 +215,7 @@ describe('a revocation log that was set back', () => {
     expect(keeper.freshUntil).toEqual([]);
     expect(s.runs.describe()).toMatchObject([{ renewable: false }]);
 
-    const next = await reborn(s);
+    const next = await reborn(s, strict);
     const again = new FakeKeeper();
     next.runs.resume(grantId(1), peer, again, s.clock.bootMs() + 30_000);
     next.runs.renew(s.clock.bootMs());

@@ -1,35 +1,11 @@
 // Owns the proof that a run inside a run only narrows, ends with each of those around it, and has a receipt of its own.
-import type { JsonObject } from '@custody/ledger/canonical';
-import type { LedgerEntry } from '@custody/ledger/entry';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
-import {
-  ask,
-  ended,
-  FakeKeeper,
-  peer,
-  revocation,
-  running,
-  scene,
-  type Scene,
-  type Written,
-} from './fakes.ts';
-import { at, grantId, hostId, settle } from './support.ts';
+import { ask, ended, FakeKeeper, peer, reborn, revocation, running, scene } from './fakes.ts';
+import { grantId, settle } from './support.ts';
 
 // Timers stand still; everything else is real.
 beforeEach(() => void vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout'] }));
 afterEach(() => void vi.useRealTimers());
-
-const entryOf = ({ kind, body }: Written, index: number): LedgerEntry => ({
-  ...{ v: 1, host: hostId, epoch: 1, seq: index + 1, at, boot_ms: 1, kind, prev: 'a'.repeat(64) },
-  body: body as unknown as JsonObject,
-});
-
-/** The agent's next life: what it finds in its ledger. */
-async function reborn(s: Scene): Promise<Scene> {
-  const next = await scene({ bootMs: s.clock.bootMs });
-  s.spool.written.forEach((written, index) => next.runs.replay(entryOf(written, index)));
-  return next;
-}
 
 describe('a run inside a run', () => {
   it('ends when any grant around it is revoked, with a receipt of its own, also after a restart', async () => {

@@ -2,11 +2,9 @@
 import { CustodyError } from '@custody/core/errors';
 import { keeperReturnMsMax } from '@custody/core/limits';
 import type { RevocationTarget } from '@custody/core/revocation';
-import type { JsonObject } from '@custody/ledger/canonical';
-import type { LedgerEntry } from '@custody/ledger/entry';
 import type { RevocationClaims } from '@custody/wire/messages';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
-import { ask, ended, FakeKeeper, peer, revocation, scene, type Scene, type Written } from './fakes.ts';
+import { ask, ended, peer, reborn, revocation, running, scene, type Scene } from './fakes.ts';
 import { at, grantId, hostId, settle } from './support.ts';
 
 // Timers stand still until a test moves them; everything else is real.
@@ -17,28 +15,6 @@ async function pass(s: Scene, ms: number): Promise<void> {
   s.clock.advance(ms);
   await vi.advanceTimersByTimeAsync(ms);
   await settle();
-}
-
-/** A run whose keeper is attached and whose root has started. */
-async function running(s: Scene): Promise<FakeKeeper> {
-  const { grantId: id } = await s.runs.admit(ask(), peer);
-  const keeper = new FakeKeeper();
-  s.runs.attach(id, keeper);
-  s.runs.started(id, 5000, '123');
-  await settle();
-  return keeper;
-}
-
-const entryOf = ({ kind, body }: Written, index: number): LedgerEntry => ({
-  ...{ v: 1, host: hostId, epoch: 1, seq: index + 1, at, boot_ms: 1, kind, prev: 'a'.repeat(64) },
-  body: body as unknown as JsonObject,
-});
-
-/** The agent's next life: what it finds in its ledger. */
-async function reborn(s: Scene): Promise<Scene> {
-  const next = await scene({ bootMs: s.clock.bootMs });
-  s.spool.written.forEach((written, index) => next.runs.replay(entryOf(written, index)));
-  return next;
 }
 
 describe('a revocation of a running tree', () => {

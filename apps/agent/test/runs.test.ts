@@ -2,39 +2,13 @@
 import { parsePolicies, PolicyEngine } from '@custody/core/cedar';
 import { CustodyError } from '@custody/core/errors';
 import { keeperReturnMsMax } from '@custody/core/limits';
-import type { LedgerEntry } from '@custody/ledger/entry';
-import type { JsonObject } from '@custody/ledger/canonical';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
-import {
-  ask,
-  canary,
-  ended,
-  FakeKeeper,
-  pass,
-  peer,
-  revocation,
-  running,
-  scene,
-  type Scene,
-  type Written,
-} from './fakes.ts';
-import { at, grantId, hostId, settle } from './support.ts';
+import { ask, canary, ended, FakeKeeper, pass, peer, reborn, revocation, running, scene } from './fakes.ts';
+import { grantId, settle } from './support.ts';
 
 // Timers stand still until a test moves them; everything else is real.
 beforeEach(() => void vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout'] }));
 afterEach(() => void vi.useRealTimers());
-
-const entryOf = ({ kind, body }: Written, index: number): LedgerEntry => ({
-  ...{ v: 1, host: hostId, epoch: 1, seq: index + 1, at, boot_ms: 1, kind, prev: 'a'.repeat(64) },
-  body: body as unknown as JsonObject,
-});
-
-/** The agent's next life: what it finds in its ledger. */
-async function reborn(s: Scene): Promise<Scene> {
-  const next = await scene({ bootMs: s.clock.bootMs });
-  s.spool.written.forEach((written, index) => next.runs.replay(entryOf(written, index)));
-  return next;
-}
 
 describe('a release', () => {
   it('gives values, ceiling and notes once its record is durable', async () => {
