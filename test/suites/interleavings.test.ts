@@ -5,6 +5,7 @@ import { setTimeout as wait } from 'node:timers/promises';
 import { call } from '@custody/wire/client';
 import type { RevocationView } from '@custody/wire/http';
 import { openPolicy, processes, shownOf, withConstellation } from '@custody/testkit/constellation';
+import { randomOf } from '@custody/testkit/random';
 import { beforeAll, expect, test } from 'vitest';
 
 const kit = withConstellation({ hosts: 2 });
@@ -34,17 +35,6 @@ beforeAll(async () => {
     });
   }
 });
-
-/** mulberry32: the plan of an episode follows from its seed; what the machine makes of it does not. */
-function chanceOf(seed: number): () => number {
-  let state = seed;
-  return () => {
-    state = (state + 0x6d2b79f5) | 0;
-    let mixed = Math.imul(state ^ (state >>> 15), 1 | state);
-    mixed = (mixed + Math.imul(mixed ^ (mixed >>> 7), 61 | mixed)) ^ mixed;
-    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32;
-  };
-}
 
 interface Told {
   readonly code: number;
@@ -90,7 +80,7 @@ function holders(value: string): number[] {
 }
 
 async function episode(seed: number, lane: number): Promise<string> {
-  const chance = chanceOf(seed);
+  const chance = randomOf(seed); // the plan follows from the seed; what the machine makes of it does not
   const hosts = kit.constellation.hosts.map(({ name }) => name);
   const runs = Array.from({ length: 1 + Math.floor(chance() * 3) }, () =>
     runAfter(chance() * windowMs, lane, hosts[Math.floor(chance() * hosts.length)] ?? ''),
