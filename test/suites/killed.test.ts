@@ -161,7 +161,7 @@ describe('killed during a run and kept down', () => {
       await kit.custody(['revoke', '--grant', tree.grantId, '--reason', 'test', '--wait', '--json']),
     );
     expect(JSON.parse(waited.stdout)).toMatchObject({ proven: true });
-    await tree.run.outcome;
+    exited(123, await tree.run.outcome);
     expect(await endOf(tree.grantId)).toMatchObject({ cause: 'revoked' });
     await nothingLost([tree.grantId, next.stdout.trim()]);
   });

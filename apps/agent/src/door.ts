@@ -220,7 +220,7 @@ class Conversation implements KeeperEnd {
       this.#options.runs.started(grantId, number(frame, 'pid'), text(frame, 'start_ticks'));
     } catch (error) {
       this.#options.log.warn({ err: error, grantId }, 'a run came back that is not open here: it must end');
-      this.end('agent', 0);
+      this.end(this.#options.runs.whyNotOpen(grantId), 0);
     }
   }
 

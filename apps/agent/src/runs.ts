@@ -72,8 +72,8 @@ export class Runs implements AsyncDisposable {
   readonly #timers: Timers;
   readonly #runs = new Map<string, Run>();
   readonly #closing = new Set<Promise<void>>();
-  /** Grants whose `ended` is in the ledger, the newest of them. */
-  readonly #closed = new Set<string>();
+  /** Grants whose `ended` is in the ledger, the newest of them, and what ended them. */
+  readonly #closed = new Map<string, Closing['cause']>();
   /** Until it returns, the run is already known to revocations. */
   readonly admit: Admission['admit'];
   #provenBootMs = -Infinity;
@@ -110,9 +110,9 @@ export class Runs implements AsyncDisposable {
     } else if (entry.kind === 'log_changed') {
       this.#renewNoMore();
     } else if (entry.kind === 'ended') {
-      const { grantId } = hostKinds.ended.parse(entry.body);
+      const { grantId, cause } = hostKinds.ended.parse(entry.body);
       this.#runs.delete(grantId);
-      this.#remember(grantId);
+      this.#remember(grantId, cause);
     }
   }
 
@@ -191,6 +191,12 @@ export class Runs implements AsyncDisposable {
     }
     adoptFreshness(run, freshUntilBootMs, this.#options.bootMs());
     this.attach(grantId, keeper);
+  }
+
+  /** What a keeper is told that comes back for a run which is not open: why it ended, where that is still known. */
+  whyNotOpen(grantId: string): 'revoked' | 'ceiling' | 'agent' {
+    const cause = this.#closed.get(grantId);
+    return cause === 'revoked' || cause === 'ceiling' ? cause : 'agent';
   }
 
   started(grantId: string, pid: number, startTicks: string): void {
@@ -402,7 +408,7 @@ export class Runs implements AsyncDisposable {
     if (!this.#runs.delete(run.grantId)) return;
     run.watch?.cancel();
     this.#options.groups.drop(run.runId);
-    this.#remember(run.grantId);
+    this.#remember(run.grantId, end.cause);
     this.#record('ended', endedBody(run, end));
     if (end.cause === 'stale') runsStale.add(1);
     this.#endWithin(run);
@@ -427,9 +433,9 @@ export class Runs implements AsyncDisposable {
     );
   }
 
-  #remember(grantId: string): void {
-    this.#closed.add(grantId);
-    for (const oldest of this.#closed) {
+  #remember(grantId: string, cause: Closing['cause']): void {
+    this.#closed.set(grantId, cause);
+    for (const oldest of this.#closed.keys()) {
       if (this.#closed.size <= closedRunsKeptMax) break;
       this.#closed.delete(oldest);
     }

@@ -388,6 +388,16 @@ describe('a keeper that is lost', () => {
     expect(back.told).toHaveLength(1);
   });
 
+  it('whose run was revoked and closed without it is told why', async () => {
+    const s = await scene();
+    const keeper = await running(s);
+    s.runs.detached(grantId(1), keeper);
+    s.runs.revoke(revocation(grantId(1)), s.clock.bootMs(), s.clock.wallClock());
+    await pass(s, 1);
+    expect(s.runs.open).toBe(0);
+    expect([1, 2].map((each) => s.runs.whyNotOpen(grantId(each)))).toEqual(['revoked', 'agent']);
+  });
+
   it('whose tree cannot be emptied is tried again, and not closed before it is', async () => {
     const s = await scene();
     const keeper = await running(s);

@@ -53,6 +53,7 @@ static struct rows rows;
 static bool refusal_said;
 
 static bool attached; /* the agent on the link knows this run */
+static bool asked_why; /* what a KILL was for, since the link was last made */
 static int64_t reconnect_boot_ms, reconnect_pause_ms = RECONNECT_MS_MIN;
 
 static int64_t earlier(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -290,6 +291,22 @@ static int end_tree(const char *why, int64_t within_ms) {
 }
 
 static void hear_agent(void);
+static bool resume(void);
+
+/* Somebody killed a process of the tree, and no agent is on the link to say whether it was the agent's doing: asked
+   for once per link, and not for longer than the run may last anyway. One that is dead answers at once, by not
+   being there. */
+static void ask_why(void) {
+  int64_t until_boot_ms = earlier(boot_ms() + DELIVER_MS_MAX, bound_boot_ms());
+  bool linked = link_fd() >= 0 || resume();
+  asked_why = true;
+  if (!linked) return;
+  for (int64_t now_boot_ms; !attached && link_fd() >= 0 && (now_boot_ms = boot_ms()) < until_boot_ms;) {
+    struct pollfd answer = {.fd = link_fd(), .events = POLLIN};
+    poll(&answer, 1, (int)(until_boot_ms - now_boot_ms));
+    hear_agent();
+  }
+}
 
 /* How a dead child ended. Once KILLs go out, a KILL is custody's: the keeper's own, or that of the agent which
    empties the group. */
@@ -303,7 +320,10 @@ static char how_of(const siginfo_t *dead, const struct row *row) {
 /* Looks at a dead child, collects it, and puts it on record. */
 static void collect(siginfo_t *dead) {
   /* The agent writes its `end` before it kills: whoever died of that, the word for it is here already. */
-  if (cause == NULL && dead->si_code == CLD_KILLED && dead->si_status == SIGKILL) hear_agent();
+  if (cause == NULL && dead->si_code == CLD_KILLED && dead->si_status == SIGKILL) {
+    if (attached) hear_agent();
+    if (cause == NULL && !attached && !asked_why) ask_why();
+  }
   struct row *row = account_dead(&rows, dead->si_pid);
   waitid(P_PID, (id_t)dead->si_pid, NULL, WEXITED);
   processes++;
@@ -456,6 +476,7 @@ static void hear_agent(void) {
 
 static bool resume(void) {
   if (link_again() != 0) return false;
+  asked_why = false;
   frame_begin("resume");
   frame_text("version", "1");
   frame_text("grant", grant);

@@ -267,6 +267,27 @@ describe.each([...keepers, ...(variant === undefined ? [] : [variant])])(
       expect((await run.exit).code).toBe(123);
     });
 
+    it.each([
+      { told: 'end', cause: 'revoked', code: 123 },
+      { told: 'adopted', cause: 'exit', code: 137 },
+    ])('a KILL while no agent is on the link is explained by the one that comes: $told', async (answer) => {
+      await using agent = await FakeAgent.start();
+      const { run, root } = await running(build, agent, 'exec sleep 300', { ceilingInMs: 60_000 });
+      await using _ = run;
+      await agent.die();
+      await agent.listen();
+      process.kill(root.pid, 'SIGKILL');
+      const next = await agent.link();
+      await next.expect('resume');
+      if (answer.told === 'end') end(next, 'revoked', 0);
+      else next.send('adopted');
+      const ended = await next.expect('ended');
+      expect([text(ended, 'cause'), number(ended, 'survivors')]).toEqual([answer.cause, 0]);
+      expect(await run.exit).toMatchObject(
+        answer.code === 137 ? { signal: 'SIGKILL' } : { code: answer.code },
+      );
+    });
+
     it('an end that arrives with the grant is heard', async () => {
       await using agent = await FakeAgent.start();
       const run = Keeper.run({ keeper: program, agent, command: ['sleep', '300'] });
