@@ -167,7 +167,8 @@ export class Runs implements AsyncDisposable {
 
   /** After a restart: a keeper has this long to come back for its run; then the agent empties the tree itself. */
   awaitKeepers(): void {
-    for (const run of this.#runs.values()) this.#awaitKeeper(run, keeperReturnMsMax);
+    for (const run of this.#runs.values())
+      if (run.revoked === undefined) this.#awaitKeeper(run, keeperReturnMsMax);
     this.#options.escapes().watch();
   }
 
@@ -302,7 +303,14 @@ export class Runs implements AsyncDisposable {
       run.watch = this.#timers.once(() => void this.#sweep(run), keeperLagMsMax);
     }
     if (run.keeper === undefined && run.releasedSeq !== Number.POSITIVE_INFINITY && run.started)
-      void this.#sweep(run);
+      this.#endAway(run);
+  }
+
+  /** Its group at once. A keeper that lives may still come back, sees to the rest, and exits as revoked. */
+  #endAway(run: Run): void {
+    if (!this.#options.groups.kill(run.runId)) return void this.#sweep(run);
+    run.sweptBootMs ??= this.#options.bootMs();
+    this.#awaitKeeper(run, keeperLagMsMax);
   }
 
   /** The keeper keeps the ceiling, and the freshness. Where it does not, stopped or stuck, the agent does. */

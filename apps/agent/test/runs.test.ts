@@ -1,9 +1,21 @@
 // Owns the proof of a run's life on its host: nothing before the record, revoked at any moment, closed exactly once.
 import { parsePolicies, PolicyEngine } from '@custody/core/cedar';
 import { CustodyError } from '@custody/core/errors';
-import { keeperReturnMsMax } from '@custody/core/limits';
+import { keeperLagMsMax, keeperReturnMsMax } from '@custody/core/limits';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
-import { ask, canary, ended, FakeKeeper, pass, peer, reborn, revocation, running, scene } from './fakes.ts';
+import {
+  ask,
+  canary,
+  ended,
+  FakeKeeper,
+  noGroups,
+  pass,
+  peer,
+  reborn,
+  revocation,
+  running,
+  scene,
+} from './fakes.ts';
 import { grantId, settle } from './support.ts';
 
 // Timers stand still until a test moves them; everything else is real.
@@ -386,6 +398,23 @@ describe('a keeper that is lost', () => {
     expect(s.swept).toEqual([]);
     s.runs.revoke(revocation(grantId(1)), s.clock.bootMs(), s.clock.wallClock());
     expect(back.told).toHaveLength(1);
+  });
+
+  it('while its group is emptied for a revocation may come back, and says how the tree ended', async () => {
+    const killed: string[] = [];
+    const kill = (runId: string) => killed.push(runId) > 0;
+    const s = await scene({ groups: { ...noGroups, kill } });
+    const keeper = await running(s);
+    s.runs.detached(grantId(1), keeper);
+    s.runs.revoke(revocation(grantId(1)), s.clock.bootMs(), s.clock.wallClock());
+    expect(killed).toHaveLength(1);
+    await pass(s, keeperLagMsMax - 100);
+    expect(s.swept).toEqual([]);
+    const back = new FakeKeeper();
+    s.runs.resume(grantId(1), peer, back);
+    expect(back.told).toEqual([{ cause: 'revoked', graceMs: 0 }]);
+    await pass(s, keeperLagMsMax + 1);
+    expect(s.swept).toEqual([grantId(1)]);
   });
 
   it('whose run was revoked and closed without it is told why', async () => {

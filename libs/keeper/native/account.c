@@ -64,6 +64,14 @@ void account_end(struct rows *rows, struct row *row, char how, int number) {
   }
 }
 
+void account_claim(struct rows *rows, int64_t since_boot_us) {
+  for (size_t i = 0; i < rows->count; i++) {
+    struct row *row = &rows->row[i];
+    row->survivor = false;
+    if (row->how == 's' && row->how_number == SIGKILL && row->ended_boot_us >= since_boot_us) row->how = 'k';
+  }
+}
+
 static void put_unlisted(const char *how, unsigned count) {
   if (count > 0) frame_print("unlisted", "%s %u", how, count);
 }

@@ -23,6 +23,8 @@ struct row *account_met(struct rows *rows, const struct process *process);
 struct row *account_dead(struct rows *rows, pid_t pid);
 /* What became of it, now that it is collected. `row` may be NULL: it is counted then. */
 void account_end(struct rows *rows, struct row *row, char how, int number);
+/* The tree was killed from outside since then, and that was custody's doing: its KILLs are, and nobody survived. */
+void account_claim(struct rows *rows, int64_t since_boot_us);
 /* Adds every row, and what is beyond them, to the frame that is being put together. */
 void account_put(struct rows *rows);
 

@@ -4,6 +4,7 @@
 #include "deliver.h"
 #include "environment.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -71,4 +72,16 @@ char **environment(const struct frame *granted, char *marker) {
     if (!out) entries[count++] = *entry;
   }
   return entries;
+}
+
+bool on_path(const char *name) {
+  const char *path = getenv("PATH");
+  if (path == NULL || strchr(name, '/') != NULL) return true;
+  for (const char *at = path, *end; *at != '\0'; at = *end == ':' ? end + 1 : end) {
+    end = at + strcspn(at, ":");
+    char file[4096];
+    int bytes = snprintf(file, sizeof file, "%.*s/%s", (int)(end - at), at, name);
+    if (bytes > 0 && (size_t)bytes < sizeof file && access(file, F_OK) == 0) return true;
+  }
+  return false;
 }

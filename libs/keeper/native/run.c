@@ -54,6 +54,7 @@ static bool refusal_said;
 
 static bool attached; /* the agent on the link knows this run */
 static bool asked_why; /* what a KILL was for, since the link was last made */
+static int64_t unexplained_boot_us = NEVER; /* since when processes die of KILLs that nobody has accounted for */
 static int64_t reconnect_boot_ms, reconnect_pause_ms = RECONNECT_MS_MIN;
 
 static int64_t earlier(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -99,20 +100,6 @@ static int cannot_run(int fault, bool executing) {
   say("cannot run %s: %s", request->command[0], strerror(fault));
   if (!executing) return EXIT_CUSTODY;
   return fault == ENOENT ? EXIT_NOT_FOUND : EXIT_CANNOT_EXECUTE;
-}
-
-/* Whether PATH leads to such a file at all: execvpe(3) says EACCES also for a folder that it may not search,
-   where a shell says "not found". */
-static bool on_path(const char *name) {
-  const char *path = getenv("PATH");
-  if (path == NULL || strchr(name, '/') != NULL) return true;
-  for (const char *at = path, *end; *at != '\0'; at = *end == ':' ? end + 1 : end) {
-    end = at + strcspn(at, ":");
-    char file[4096];
-    int bytes = snprintf(file, sizeof file, "%.*s/%s", (int)(end - at), at, name);
-    if (bytes > 0 && (size_t)bytes < sizeof file && access(file, F_OK) == 0) return true;
-  }
-  return false;
 }
 
 /* An agent ignores what it does not know. What the caller relies on must not be ignored. */
@@ -293,19 +280,24 @@ static int end_tree(const char *why, int64_t within_ms) {
 static void hear_agent(void);
 static bool resume(void);
 
-/* Somebody killed a process of the tree, and no agent is on the link to say whether it was the agent's doing: asked
-   for once per link, and not for longer than the run may last anyway. One that is dead answers at once, by not
-   being there. */
-static void ask_why(void) {
-  int64_t until_boot_ms = earlier(boot_ms() + DELIVER_MS_MAX, bound_boot_ms());
-  bool linked = link_fd() >= 0 || resume();
-  asked_why = true;
-  if (!linked) return;
+/* Waits for the agent's word on a link that was made again. */
+static void await_agent(int64_t until_boot_ms) {
   for (int64_t now_boot_ms; !attached && link_fd() >= 0 && (now_boot_ms = boot_ms()) < until_boot_ms;) {
     struct pollfd answer = {.fd = link_fd(), .events = POLLIN};
     poll(&answer, 1, (int)(until_boot_ms - now_boot_ms));
     hear_agent();
   }
+}
+
+/* Somebody killed a process of the tree, and no agent is on the link to say whether it was the agent's doing: asked
+   for once per link, and not for longer than the run may last anyway. An agent that is not there yet, or is there
+   only to kill, may still say so later: hear_end. */
+static void ask_why(void) {
+  int64_t until_boot_ms = earlier(boot_ms() + DELIVER_MS_MAX, bound_boot_ms());
+  bool linked = link_fd() >= 0 || resume();
+  asked_why = true;
+  if (linked) await_agent(until_boot_ms);
+  if (cause == NULL && !attached) unexplained_boot_us = earlier(unexplained_boot_us, boot_us());
 }
 
 /* How a dead child ended. Once KILLs go out, a KILL is custody's: the keeper's own, or that of the agent which
@@ -319,7 +311,7 @@ static char how_of(const siginfo_t *dead, const struct row *row) {
 
 /* Looks at a dead child, collects it, and puts it on record. */
 static void collect(siginfo_t *dead) {
-  /* The agent writes its `end` before it kills: whoever died of that, the word for it is here already. */
+  /* An agent on the link writes its `end` before it kills: who died of that, the word for it is here already. */
   if (cause == NULL && dead->si_code == CLD_KILLED && dead->si_status == SIGKILL) {
     if (attached) hear_agent();
     if (cause == NULL && !attached && !asked_why) ask_why();
@@ -433,6 +425,13 @@ static void lost(void) {
   reconnect_pause_ms = earlier(reconnect_pause_ms * 2, RECONNECT_MS_MAX);
 }
 
+/* What looked like the end of the command was the agent's doing. */
+static void explain(void) {
+  if (cause != NULL && strcmp(cause, "exit") == 0) cause = NULL;
+  account_claim(&rows, unexplained_boot_us);
+  survivors = 0;
+}
+
 static bool hear_end(const struct frame *frame) {
   static const char *const causes[] = {"revoked", "ceiling", "agent"};
   struct field why;
@@ -440,6 +439,7 @@ static bool hear_end(const struct frame *frame) {
   if (!frame_one(frame, "cause", &why) || !frame_number(frame, "grace_ms", &within_ms)) return false;
   for (size_t i = 0; i < sizeof causes / sizeof *causes; i++) {
     if (strcmp(why.value, causes[i]) != 0) continue;
+    if (unexplained_boot_us != NEVER) explain();
     end_tree(causes[i], earlier(within_ms, GRACE_MS_MAX));
     return true;
   }
@@ -469,6 +469,7 @@ static void hear_agent(void) {
       return;
     }
     attached = true;
+    unexplained_boot_us = NEVER;
     reconnect_pause_ms = RECONNECT_MS_MIN;
     link_drop(&frame);
   }
@@ -548,6 +549,7 @@ static void report(void) {
   int64_t empty_boot_us = boot_us(), until_boot_ms = boot_ms() + DELIVER_MS_MAX;
   for (;;) {
     if (link_fd() >= 0 || resume()) {
+      if (unexplained_boot_us != NEVER) await_agent(until_boot_ms);
       put_ended(empty_boot_us);
       if (link_send(SEND_MS_MAX)) return;
     }

@@ -288,6 +288,37 @@ describe.each([...keepers, ...(variant === undefined ? [] : [variant])])(
       );
     });
 
+    it.each([
+      { tree: 'an empty tree', script: 'echo ready; exec sleep 300', rest: [] },
+      {
+        tree: 'a tree that goes on',
+        script: `(trap "" TERM; echo ready; while :; do sleep 300; done) & wait`,
+        rest: ['killed:9'],
+      },
+    ])(
+      'a KILL by an agent that cannot be asked yet is explained by its first word: $tree',
+      async ({ script, rest }) => {
+        await using agent = await FakeAgent.start();
+        const { run, root } = await running(build, agent, script, { ceilingInMs: 60_000, graceMs: 5_000 });
+        await using _ = run;
+        await run.says(/ready\n/);
+        await agent.die();
+        process.kill(root.pid, 'SIGKILL');
+        await until(() => !alive(root.pid), 'the root dead');
+        await agent.listen();
+        const next = await agent.link();
+        await next.expect('resume');
+        end(next, 'revoked', 0);
+        const ended = await next.expect('ended');
+        expect([text(ended, 'cause'), number(ended, 'survivors')]).toEqual(['revoked', 0]);
+        const found = rows(ended).filter(({ name }) => name !== 'sleep' || rest.length === 0);
+        expect(found.map(({ how, survivor }) => `${how.kind}:${how.number} ${survivor}`)).toEqual(
+          ['killed:9', ...rest].map((how) => `${how} false`),
+        );
+        expect((await run.exit).code).toBe(123);
+      },
+    );
+
     it('an end that arrives with the grant is heard', async () => {
       await using agent = await FakeAgent.start();
       const run = Keeper.run({ keeper: program, agent, command: ['sleep', '300'] });
