@@ -43,6 +43,7 @@ export interface Child extends AsyncDisposable {
 export async function startChild(options: ChildOptions): Promise<Child> {
   const started = await spawnLogged(options);
   const child = new Program(started.process, started.pid);
+  leash(child.pid, child.exited, { signal: 'TERM' });
   if (options.ready === undefined) return child;
   try {
     await untilReady(child, options.ready, options.readyMs ?? readyMsDefault);
@@ -52,6 +53,27 @@ export async function startChild(options: ChildOptions): Promise<Child> {
     const tail = await logTail(options.logFile);
     throw new Error(`start ${options.command}: it did not become ready\n${tail}`, { cause });
   }
+}
+
+/**
+ * Sends a program that signal when we die without a word: a shell waits on a pipe that only we hold open. Where the
+ * shell is killed too, the next start finds the orphan.
+ */
+export function leash(
+  pid: number,
+  exited: Promise<unknown>,
+  { signal, ...owner }: { signal: 'TERM' | 'INT'; uid?: number; gid?: number },
+): void {
+  const shell = spawn('/bin/sh', ['-c', 'read -r never; kill -"$1" "$2"', 'sh', signal, String(pid)], {
+    cwd: '/',
+    env: { PATH: '/usr/bin:/bin', LC_ALL: 'C' },
+    stdio: ['pipe', 'ignore', 'ignore'],
+    detached: true,
+    ...owner,
+  });
+  shell.on('error', () => undefined);
+  shell.unref();
+  void exited.then(() => shell.kill('SIGKILL'));
 }
 
 class Program implements Child {

@@ -8,6 +8,7 @@ import { connect, createServer } from 'node:net';
 import * as os from 'node:os';
 import * as path from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
+import { leash } from './child.ts';
 
 const superuser = 'postgres';
 const initTimeoutMs = 60_000;
@@ -114,7 +115,7 @@ export async function startPostgres(options: PostgresOptions): Promise<Postgres>
         },
       );
     }
-    leash(pid, exited, owner);
+    leash(pid, exited, { signal: 'INT', ...identityOf(owner) });
     fs.writeFileSync(
       path.join(dataDir, 'started-by'),
       `${process.pid} ${processIdentity(process.pid) ?? ''}\n`,
@@ -213,23 +214,6 @@ function spawnServer(server: {
   } finally {
     fs.closeSync(log);
   }
-}
-
-/**
- * Ends the server when we die without a word: a shell waits on a pipe that only we hold open. Where the shell is
- * killed too, the next start finds the orphan.
- */
-function leash(pid: number, exited: Promise<Exit>, owner: Owner | undefined): void {
-  const shell = spawn('/bin/sh', ['-c', 'read -r never; kill -INT "$1"', 'sh', String(pid)], {
-    cwd: '/',
-    env: environment,
-    stdio: ['pipe', 'ignore', 'ignore'],
-    detached: true,
-    ...identityOf(owner),
-  });
-  shell.on('error', () => undefined);
-  shell.unref();
-  void exited.then(() => shell.kill('SIGKILL'));
 }
 
 const environment = { PATH: '/usr/bin:/bin', LC_ALL: 'C', TZ: 'UTC' };

@@ -1,10 +1,13 @@
 // Owns the proof that a real nats-server starts, is found again, and ends.
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { chmod, mkdtemp, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
+import { fileURLToPath } from 'node:url';
 import { connectBus } from '@custody/bus/nats-bus';
 import { createTrust, mintControlPlaneUser, type Trust } from '@custody/bus/trust';
-import { beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import { beforeAll, beforeEach, describe, expect, test, vi } from 'vitest';
 import { startChild } from '../src/child.ts';
 import { findNatsServer, startNatsServer } from '../src/nats-server.ts';
 
@@ -157,6 +160,32 @@ describe('child', () => {
     await expect(starting).rejects.toThrow(/did not become ready/);
     const pid = Number((await readFile(join(dir, 'log'), 'utf8')).trim() || '0');
     if (pid !== 0) expect(() => process.kill(pid, 0)).toThrow();
+  });
+
+  test('is ended when its supervisor is killed', async () => {
+    const module = fileURLToPath(new URL('../src/child.ts', import.meta.url));
+    const options = {
+      command: 'sleep',
+      args: ['300'],
+      env: { PATH: '/usr/bin:/bin' },
+      cwd: dir,
+      logFile: join(dir, 'log'),
+    };
+    const script = `
+      import { startChild } from ${JSON.stringify(module)};
+      const child = await startChild(${JSON.stringify(options)});
+      console.log(child.pid);`;
+    const supervisor = spawn(node, ['--input-type=module', '-e', script], {
+      stdio: ['ignore', 'pipe', 'inherit'],
+    });
+    const [line] = (await once(supervisor.stdout, 'data')) as [Buffer];
+    const pid = Number(line.toString());
+    expect(process.kill(pid, 0)).toBe(true);
+    supervisor.kill('SIGKILL');
+    await vi.waitFor(() => expect(() => process.kill(pid, 0)).toThrow('ESRCH'), {
+      timeout: 5_000,
+      interval: 5,
+    });
   });
 
   test('a program that is not there is an error', async () => {
