@@ -5,7 +5,7 @@ import { quote, requireSecretPath } from '@custody/core/names';
 import { parseLine } from '@custody/ledger/entry';
 import { readLinesOfFile } from '@custody/ledger/lines';
 import { verifyChain } from '@custody/ledger/verify';
-import type { LedgerAuthorView, LedgerLine, PossessionRow } from '@custody/wire/http';
+import type { LedgerAuthorView, LedgerLine, PossessionRow, QueryOf } from '@custody/wire/http';
 import { ask, plain, show, type Context } from './context.ts';
 
 interface Verdict {
@@ -63,13 +63,13 @@ export function ledgerCommands(program: Command, context: Context): void {
     .action(async (options: { follow?: boolean; host?: string; json?: boolean }) => {
       const author =
         options.host === undefined ? {} : { author: (await findAuthor(context, options.host)).author };
-      let { lines } = await ask(context, 'ledger.lines', { query: { ...author, last: 'true' } });
+      let asked: QueryOf<'ledger.lines'> = { last: 'true' };
       for (;;) {
+        const { lines, next } = await ask(context, 'ledger.lines', { query: { ...author, ...asked } });
         for (const line of lines)
           context.stdout.write(`${options.json === true ? jsonLine(line) : lineText(line)}\n`);
-        if (options.follow !== true) return;
-        const after = String(lines.at(-1)?.ordinal ?? 0);
-        ({ lines } = await ask(context, 'ledger.lines', { query: { ...author, after, waitMs: '20000' } }));
+        if (options.follow !== true || next === undefined) return;
+        asked = { after: String(next), waitMs: '20000' };
       }
     });
 }

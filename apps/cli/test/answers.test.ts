@@ -321,7 +321,7 @@ describe('ledger', () => {
   }
   const text = lines.join('');
   const view = { author, name: 'host-a', publicKey: key.publicKey, head, forked: false };
-  const page = (all: readonly string[], url: string): object => {
+  const page = (all: readonly string[], url: string) => {
     const after = Number(new URL(url, 'http://x').searchParams.get('afterSeq') ?? 0);
     const rows = all.map((line, index) => ({
       ordinal: index + 1,
@@ -368,6 +368,29 @@ describe('ledger', () => {
       code: 1,
       out: expect.stringContaining('first bad sequence number 4 (truncated'),
     });
+  });
+
+  it('tail --follow goes on where the control plane says, also when a while brought nothing', async () => {
+    const turns = [
+      { rows: [0], next: 7 },
+      { rows: [], next: 9 },
+      { rows: [1], next: 12 },
+    ];
+    const gone = { type: 'x', title: 'x', status: 404, detail: 'it went away', code: 'not_found' };
+    const { environment, asked } = await stub({
+      'ledger.lines': () => {
+        const answer = turns.shift();
+        if (answer === undefined) return { status: 404, body: gone };
+        const { lines: all } = page(lines, 'http://x/');
+        return { body: { lines: answer.rows.map((row) => all[row]), next: answer.next } };
+      },
+    });
+    const { code, out } = await cli(['ledger', 'tail', '--follow', '--json'], environment);
+    expect([code, out.trimEnd().split('\n').length]).toEqual([1, 2]);
+    expect(asked.map(({ url }) => new URL(url, 'http://x').search)).toEqual([
+      '?last=true',
+      ...[7, 9, 12].map((after) => `?after=${after}&waitMs=20000`),
+    ]);
   });
 
   it('tail --json is one JSON value a line, each with its entry', async () => {

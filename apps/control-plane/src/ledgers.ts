@@ -2,16 +2,20 @@
 import type { Bus, DurableMessage } from '@custody/bus/bus';
 import { CustodyError } from '@custody/core/errors';
 import {
+  eventPollMs,
+  eventsShownDefault,
   ledgerBatchBytesMax,
   ledgerBatchEntriesMax,
   ledgerGapDeliveriesMax,
   ledgerGapPauseMs,
   listRowsMax,
+  waitForReceiptMsDefault,
 } from '@custody/core/limits';
 import { toBase64url } from '@custody/crypto/base64url';
 import { parseLine } from '@custody/ledger/entry';
 import { verifyChain } from '@custody/ledger/verify';
 import type { Database } from '@custody/store/database';
+import { settledAfter, settledHead } from '@custody/store/events';
 import { hostById, listHosts } from '@custody/store/hosts';
 import * as store from '@custody/store/ledger';
 import { transaction } from '@custody/store/database';
@@ -175,26 +179,43 @@ export class Ledgers {
     });
   }
 
-  async lines(asked: {
-    author?: string | undefined;
-    epoch?: number | undefined;
-    afterSeq?: number | undefined;
-    after?: number | undefined;
-    last?: boolean | undefined;
-    waitMs?: number | undefined;
-  }): Promise<LedgerLine[]> {
+  /** One chain, in its order. */
+  async chain(author: string, epoch: number, afterSeq: number): Promise<LedgerLine[]> {
+    return this.#named(await store.chainLines(this.#options.db, author, epoch, afterSeq, listRowsMax));
+  }
+
+  /**
+   * All chains, or one author's, in order of ingestion, and where to go on: nothing at or before `next` can still come. After
+   * `after`; without it, the newest. With `waitMs`: where there is nothing new, waits for news, at most that long.
+   */
+  async tail(asked: {
+    readonly author: string | undefined;
+    readonly after: number | undefined;
+    readonly waitMs: number;
+  }): Promise<{ lines: LedgerLine[]; next: number }> {
     const { db, news } = this.#options;
-    const { author, epoch, afterSeq = 0, after = 0, last = false, waitMs = 0 } = asked;
-    const read = (): Promise<store.LineRow[]> =>
-      author !== undefined && epoch !== undefined
-        ? store.chainLines(db, author, epoch, afterSeq, listRowsMax)
-        : store.recentLines(db, { author, after, last }, last ? 50 : listRowsMax);
-    using heard = news.listen();
-    let rows = await read();
-    if (rows.length === 0 && waitMs > 0) {
-      await heard.next(waitMs);
-      rows = await read();
+    const { author, after, waitMs } = asked;
+    const signal = AbortSignal.timeout(waitForReceiptMsDefault);
+    if (after === undefined) {
+      const next = await settledHead(db, signal);
+      const newest = await store.newestLines(db, { author, after: 0, upTo: next }, eventsShownDefault);
+      return { lines: await this.#named(newest), next };
     }
+    const waited = AbortSignal.timeout(waitMs);
+    let next = after;
+    for (;;) {
+      using heard = news.listen();
+      next = (await settledAfter(db, after, listRowsMax, signal)).at(-1)?.ordinal ?? after;
+      if (next !== after || waitMs === 0 || waited.aborted) break;
+      // What another control plane takes in is no news here.
+      await heard.next(Math.min(waitMs, eventPollMs));
+    }
+    const found = await store.newestLines(db, { author, after, upTo: next }, listRowsMax);
+    return { lines: await this.#named(found), next };
+  }
+
+  async #named(rows: readonly store.LineRow[]): Promise<LedgerLine[]> {
+    if (rows.length === 0) return [];
     const names = new Map((await this.authors()).map((each) => [each.author, each.name]));
     return rows.map((row) => ({
       ordinal: row.ordinal,

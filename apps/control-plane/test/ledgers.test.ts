@@ -74,7 +74,7 @@ async function shipping(): Promise<Shipped> {
       return last;
     },
     confirmed: (seq) => until(async () => (await verified()) > 0 && receipts.at(-1)?.seq === seq),
-    held: async () => (await s.ledgers.lines({ author: id, epoch: 1 })).map(({ line }) => `${line}\n`),
+    held: async () => (await s.ledgers.chain(id, 1, 0)).map(({ line }) => `${line}\n`),
   };
 }
 
@@ -309,6 +309,54 @@ it('possession, the state of a grant and the receipt of a revocation follow from
     },
   ]);
   expect(await s.ledgers.possession('prod/other', undefined, undefined)).toEqual([]);
+});
+
+describe('the tail', () => {
+  const seqs = (tail: Awaited<ReturnType<Scene['ledgers']['tail']>>) =>
+    tail.lines.map(({ line }) => parseLine(line).entry.seq);
+
+  it('goes on after what was looked at, also where none of it was of the author asked for', async () => {
+    const [mine, other] = [await shipping(), await shipping()];
+    await mine.answered(mine.host.note(0), mine.host.note(1));
+    const asked = { author: mine.host.row.id, waitMs: 0 };
+    const newest = await mine.s.ledgers.tail({ ...asked, after: undefined });
+    expect(seqs(newest)).toEqual([1, 2]);
+    expect(await mine.s.ledgers.tail({ ...asked, after: newest.next })).toEqual({
+      lines: [],
+      next: newest.next,
+    });
+    await other.answered(other.host.note(0));
+    const quiet = await mine.s.ledgers.tail({ ...asked, after: newest.next });
+    expect(quiet).toEqual({ lines: [], next: expect.any(Number) });
+    expect(quiet.next).toBeGreaterThan(newest.next);
+    const everybody = await mine.s.ledgers.tail({ author: undefined, waitMs: 0, after: newest.next });
+    expect(everybody.lines.map(({ author }) => author)).toEqual([other.host.row.id]);
+  });
+
+  it('waits for what comes, and skips nothing that commits late', async () => {
+    const it_ = await shipping();
+    const { ledgers } = it_.s;
+    await it_.answered(it_.host.note(0));
+    const { next } = await ledgers.tail({ author: undefined, after: undefined, waitMs: 0 });
+    const slow = await t.database.pool.connect();
+    try {
+      // It takes a number and keeps it to itself for a while, as an ingestion does.
+      await slow.query('BEGIN');
+      await slow.query(
+        `INSERT INTO ledger_entries (author, chain_epoch, seq, kind, at, boot_ms, hash, bytes, signature, body, ingested_at)
+         SELECT author, chain_epoch, seq + 1, kind, at, boot_ms, hash, bytes, signature, body, ingested_at
+           FROM ledger_entries WHERE author = $1`,
+        [it_.host.row.id],
+      );
+      const waiting = ledgers.tail({ author: it_.host.row.id, after: next, waitMs: 20_000 });
+      await it_.s.policies.apply('operator', `// late\n${issuePolicy}`);
+      expect((await ledgers.chain(it_.s.authority.author, 1, 0)).length).toBeGreaterThan(0);
+      await slow.query('COMMIT');
+      expect((await waiting).lines.map(({ ordinal }) => ordinal)).toEqual([next + 1]);
+    } finally {
+      slow.release();
+    }
+  });
 });
 
 it.each([

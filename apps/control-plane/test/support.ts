@@ -216,7 +216,7 @@ export async function ownEntries(s: Scene): Promise<LedgerEntry[]> {
   const entries: LedgerEntry[] = [];
   for (;;) {
     const afterSeq = entries.at(-1)?.seq ?? 0;
-    const lines = await s.ledgers.lines({ author: s.authority.author, epoch: 1, afterSeq });
+    const lines = await s.ledgers.chain(s.authority.author, 1, afterSeq);
     if (lines.length === 0) return entries;
     entries.push(...lines.map(({ line }) => parseLine(line).entry));
   }

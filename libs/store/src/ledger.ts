@@ -291,22 +291,26 @@ export async function chainLines(
   return rows.map(toLine);
 }
 
-/** Lines of all chains in order of ingestion after `after`; or, with `last`, the newest `limit`, oldest first. */
-export async function recentLines(
-  db: Database,
-  asked: { readonly author: string | undefined; readonly after: number; readonly last: boolean },
-  limit: number,
-): Promise<LineRow[]> {
+/** In order of ingestion, of all chains or of one. */
+export interface Stretch {
+  readonly author: string | undefined;
+  readonly after: number;
+  readonly upTo: number;
+}
+
+/** The newest `limit` lines of a stretch, oldest first. */
+export async function newestLines(db: Database, stretch: Stretch, limit: number): Promise<LineRow[]> {
+  const { author, after, upTo } = stretch;
   const rows = await db.prisma.ledgerEntry.findMany({
     where: {
-      ordinal: { gt: BigInt(asked.after) },
-      ...(asked.author === undefined ? {} : { author: asked.author }),
+      ordinal: { gt: BigInt(after), lte: BigInt(upTo) },
+      ...(author === undefined ? {} : { author }),
     },
-    orderBy: { ordinal: asked.last ? 'desc' : 'asc' },
+    orderBy: { ordinal: 'desc' },
     take: limit,
     select: { ordinal: true, author: true, ingestedAt: true, bytes: true, signature: true },
   });
-  return (asked.last ? rows.toReversed() : rows).map(toLine);
+  return rows.toReversed().map(toLine);
 }
 
 export interface PossessionFact {

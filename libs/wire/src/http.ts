@@ -524,7 +524,11 @@ export const endpoints = {
       last: flag.optional(),
       waitMs: wholeNumber.optional(),
     }),
-    reply: z.strictObject({ lines: z.array(ledgerLine).max(listRowsMax) }),
+    reply: z.strictObject({
+      lines: z.array(ledgerLine).max(listRowsMax),
+      /** The `after` to go on with: nothing at or before it can still come. Absent where one chain was asked for. */
+      next: count.optional(),
+    }),
   },
   'events.follow': {
     method: 'GET',

@@ -38,9 +38,13 @@ export class LedgerRoutes {
     return handled('ledger.lines', request, async () => {
       const { query } = asked('ledger.lines', request);
       allowed('ledger.lines', request);
+      const { author, epoch, afterSeq, after, last } = query;
+      const { ledgers } = this.#parts;
+      if (author !== undefined && epoch !== undefined)
+        return rendered('ledger.lines', { lines: await ledgers.chain(author, epoch, afterSeq ?? 0) });
       const waitMs = Math.min(query.waitMs ?? 0, waitForReceiptMsDefault);
-      const lines = await this.#parts.ledgers.lines({ ...query, waitMs });
-      return rendered('ledger.lines', { lines });
+      const from = last === true ? undefined : (after ?? 0);
+      return rendered('ledger.lines', await ledgers.tail({ author, after: from, waitMs }));
     });
   }
 }
