@@ -3,14 +3,15 @@
 import { execFileSync, spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
 import * as fs from 'node:fs';
-import { availableParallelism, tmpdir } from 'node:os';
+import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
-import { startConstellation, type Constellation } from '@custody/constellation/constellation';
+import type { Constellation } from '@custody/constellation/constellation';
 import { graceMsDefault } from '@custody/core/limits';
 import { randomOf } from '@custody/testkit/random';
 import { call } from '@custody/wire/client';
 import { hostKinds } from '@custody/wire/ledger';
+import { groundWith } from './ground.ts';
 import { round, type Results } from './results.ts';
 
 const root = join(import.meta.dirname, '..', '..');
@@ -66,34 +67,16 @@ export async function ceiling(): Promise<Results> {
   const seed = Number(words.find((word) => /^\d+$/.test(word)) ?? seedDefault);
   execFileSync(process.env['CC'] ?? 'cc', ['-O2', '-o', tools, join(import.meta.dirname, 'ceiling.c')]);
   const plan = planOf(seed, moves);
-  const dir = fs.mkdtempSync(join(tmpdir(), 'custody-bench-ceiling-'));
-  fs.chmodSync(dir, 0o711);
-  try {
-    await using constellation = await startConstellation({
-      dataDir: join(dir, 'data'),
-      hosts: 1,
-      environment: process.env,
-      now: () => new Date(),
-    });
-    const client = { url: constellation.api, token: constellation.token };
-    await call(client, 'secret.put', {
-      params: { path: 'prod/bench' },
-      body: { fields: { key: 'a-value-to-hold' } },
-    });
-    await call(client, 'policy.apply', {
-      body: { text: 'permit (principal, action == Action::"hold", resource in Folder::"prod");' },
-    });
-    const lags = new Map<Condition, Lag[]>();
-    for (const [index, { condition, ttlsMs }] of plan.entries()) {
-      const found = await batch(constellation, condition, ttlsMs);
-      lags.set(condition, [...(lags.get(condition) ?? []), ...found]);
-      process.stdout.write(`\rbatch ${index + 1} of ${plan.length}`);
-    }
-    const { grants } = await call(client, 'grant.list', {});
-    return report(seed, lags, grants[0]?.containment ?? 'unknown');
-  } finally {
-    fs.rmSync(dir, { recursive: true, force: true });
+  await using ground = await groundWith(1);
+  const { constellation, client } = ground;
+  const lags = new Map<Condition, Lag[]>();
+  for (const [index, { condition, ttlsMs }] of plan.entries()) {
+    const found = await batch(constellation, condition, ttlsMs);
+    lags.set(condition, [...(lags.get(condition) ?? []), ...found]);
+    process.stdout.write(`\rbatch ${index + 1} of ${plan.length}`);
   }
+  const { grants } = await call(client, 'grant.list', {});
+  return report(seed, lags, grants[0]?.containment ?? 'unknown');
 }
 
 function planOf(seed: number, moves: boolean): { condition: Condition; ttlsMs: number[] }[] {

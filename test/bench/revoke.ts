@@ -1,14 +1,12 @@
 // Owns the bench of revocation: from the operator's word to an empty tree, beside a poller; the fan-out; what freshness costs.
-import { chmodSync, mkdtempSync, rmSync } from 'node:fs';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
 import { setTimeout as wait } from 'node:timers/promises';
-import { startConstellation, type Constellation } from '@custody/constellation/constellation';
+import type { Constellation } from '@custody/constellation/constellation';
 import { call, type ClientOptions } from '@custody/wire/client';
 import type { RevocationView } from '@custody/wire/http';
 import type { NamedTarget } from '@custody/wire/messages';
 import { fanOut } from './fan-out.ts';
 import { freshnessCost } from './freshness.ts';
+import { groundWith } from './ground.ts';
 import { LedgerLoad, Pollers, startLive, type LiveRun } from './live-runs.ts';
 import { percentilesOf, progress, round, type Results } from './results.ts';
 import { sharedMs } from './wire.ts';
@@ -24,51 +22,30 @@ const startedAtOnce = 10;
 const roundsOfAll = 10;
 
 export async function revoke(): Promise<Results> {
-  const dir = mkdtempSync(join(tmpdir(), 'custody-bench-'));
-  chmodSync(dir, 0o711);
-  try {
-    await using constellation = await startConstellation({
-      dataDir: join(dir, 'data'),
-      hosts: 2,
-      environment: process.env,
-      now: () => new Date(),
-    });
-    const { api, token } = constellation;
-    const client = { url: api, token };
-    await call(client, 'secret.put', {
-      params: { path: 'prod/bench' },
-      body: { fields: { key: 'a-value-to-hold' } },
-    });
-    await call(client, 'policy.apply', {
-      body: {
-        text: '@ceiling("15m") permit (principal, action == Action::"hold", resource in Folder::"prod");',
-      },
-    });
-    const { lastGrant, ...kill } = await killTimes(constellation, client);
-    console.log(kill);
-    const all = await allAtOnce(constellation, client);
-    console.log(all);
-    const broadcast = await fanOut(constellation, lastGrant);
-    console.log(broadcast);
-    const freshness = await freshnessCost(constellation);
-    console.log(freshness);
-    return {
-      command: 'npm run bench -- revoke',
-      method:
-        `kill: ${liveRuns} runs of three processes live on 2 hosts, one revoked every ${revokeEveryMs} ms and replaced, ` +
-        `${revocations} in all, while a run begins and ends every ${loadEveryMs} ms; beside each run a tree of the same form ` +
-        `under no keeper, ended by one poller for each host that asks the same API every ${pollEveryMs} ms; ` +
-        'operator: request sent until the receipt that says empty is in the answer; empty: request sent until the tree was ' +
-        'empty, by the one clock of the machine; received: until the control plane had the receipt; host: heard until empty. ' +
-        `fan-out: connections of one load process with the permissions of hosts, ${broadcast.users} users; a revocation ` +
-        'from the request over HTTP, and the same bytes published bare by the bench, interleaved; ' +
-        'until the first, half and the last connection has heard; medians over the rounds. ' +
-        'freshness: every byte of the connection of one idle host, counted between its agent and nats-server',
-      figures: { kill, all, fanOut: broadcast, freshness },
-    };
-  } finally {
-    rmSync(dir, { recursive: true, force: true });
-  }
+  await using ground = await groundWith(2);
+  const { constellation, client } = ground;
+  const { lastGrant, ...kill } = await killTimes(constellation, client);
+  console.log(kill);
+  const all = await allAtOnce(constellation, client);
+  console.log(all);
+  const broadcast = await fanOut(constellation, lastGrant);
+  console.log(broadcast);
+  const freshness = await freshnessCost(constellation);
+  console.log(freshness);
+  return {
+    command: 'npm run bench -- revoke',
+    method:
+      `kill: ${liveRuns} runs of three processes live on 2 hosts, one revoked every ${revokeEveryMs} ms and replaced, ` +
+      `${revocations} in all, while a run begins and ends every ${loadEveryMs} ms; beside each run a tree of the same form ` +
+      `under no keeper, ended by one poller for each host that asks the same API every ${pollEveryMs} ms; ` +
+      'operator: request sent until the receipt that says empty is in the answer; empty: request sent until the tree was ' +
+      'empty, by the one clock of the machine; received: until the control plane had the receipt; host: heard until empty. ' +
+      `fan-out: connections of one load process with the permissions of hosts, ${broadcast.users} users; a revocation ` +
+      'from the request over HTTP, and the same bytes published bare by the bench, interleaved; ' +
+      'until the first, half and the last connection has heard; medians over the rounds. ' +
+      'freshness: every byte of the connection of one idle host, counted between its agent and nats-server',
+    figures: { kill, all, fanOut: broadcast, freshness },
+  };
 }
 
 interface Sample {

@@ -1,10 +1,8 @@
 // Owns the bench of `custody run -- true` beside what people use today: whole processes, start to exit, interleaved.
 import { execFileSync, spawn, spawnSync } from 'node:child_process';
-import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync, chmodSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { delimiter, join } from 'node:path';
-import { startConstellation } from '@custody/constellation/constellation';
-import { call } from '@custody/wire/client';
+import { groundWith } from './ground.ts';
 import { round, spreadOf, type Results, type Spread } from './results.ts';
 
 const root = join(import.meta.dirname, '..', '..');
@@ -24,44 +22,23 @@ interface Contender {
 
 export async function run(): Promise<Results> {
   buildClock();
-  const dir = mkdtempSync(join(tmpdir(), 'custody-bench-'));
-  chmodSync(dir, 0o711);
-  try {
-    await using constellation = await startConstellation({
-      dataDir: join(dir, 'data'),
-      hosts: 1,
-      environment: process.env,
-      now: () => new Date(),
-    });
-    const { api, token, hosts } = constellation;
-    const client = { url: api, token };
-    await call(client, 'secret.put', {
-      params: { path: 'prod/bench' },
-      body: { fields: { key: 'a-value-to-hold' } },
-    });
-    await call(client, 'policy.apply', {
-      body: {
-        text: '@ceiling("15m") permit (principal, action == Action::"hold", resource in Folder::"prod");',
-      },
-    });
-    const env = { ...process.env, CUSTODY_SOCKET: hosts[0]?.socket ?? '' };
-    writeFileSync(join(dir, '.env'), 'KEY=a-value-to-hold\n');
-    const contenders = contendersIn(dir);
-    const samples = new Map(contenders.map(({ name }) => [name, [] as number[]]));
-    for (let each = -roundsWarm; each < rounds; each += 1) {
-      for (const contender of contenders) {
-        if (each >= contender.rounds) continue;
-        const ms = once(contender, dir, env);
-        if (each >= 0) samples.get(contender.name)?.push(ms);
-      }
-      process.stdout.write(`\rround ${Math.max(each + 1, 0)} of ${rounds}`);
+  await using ground = await groundWith(1);
+  const { constellation, dir } = ground;
+  const env = { ...process.env, CUSTODY_SOCKET: constellation.hosts[0]?.socket ?? '' };
+  writeFileSync(join(dir, '.env'), 'KEY=a-value-to-hold\n');
+  const contenders = contendersIn(dir);
+  const samples = new Map(contenders.map(({ name }) => [name, [] as number[]]));
+  for (let each = -roundsWarm; each < rounds; each += 1) {
+    for (const contender of contenders) {
+      if (each >= contender.rounds) continue;
+      const ms = once(contender, dir, env);
+      if (each >= 0) samples.get(contender.name)?.push(ms);
     }
-    const spreads = Object.fromEntries([...samples].map(([name, ms]) => [name, spreadOf(ms)]));
-    const memory = await memoryOf(constellation.part('host-a').pid, env);
-    return report(spreads, memory);
-  } finally {
-    rmSync(dir, { recursive: true, force: true });
+    process.stdout.write(`\rround ${Math.max(each + 1, 0)} of ${rounds}`);
   }
+  const spreads = Object.fromEntries([...samples].map(([name, ms]) => [name, spreadOf(ms)]));
+  const memory = await memoryOf(constellation.part('host-a').pid, env);
+  return report(spreads, memory);
 }
 
 function contendersIn(dir: string): Contender[] {

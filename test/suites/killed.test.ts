@@ -1,7 +1,6 @@
 // Owns the proof of invariant 10: whichever process is killed, no tree outlives its bound and no acknowledged entry is lost.
 import * as fs from 'node:fs';
 import * as path from 'node:path';
-import { openDatabase } from '@custody/store/database';
 import {
   alive,
   exited,
@@ -12,6 +11,7 @@ import {
   type StartedRun,
 } from '@custody/testkit/constellation';
 import { beforeAll, describe, expect, test } from 'vitest';
+import { wholeChains } from './chains.ts';
 
 // Durable: what Postgres said it had committed must be there after it was killed.
 const kit = withConstellation({ hosts: 1, durable: true });
@@ -90,17 +90,7 @@ async function nothingLost(grantIds: readonly string[]): Promise<void> {
     const status = await kit.json<{ ledger_unconfirmed: string }>(['agent', 'status']);
     return status.ledger_unconfirmed === '0';
   }, 'every entry confirmed');
-  exited(0, await kit.custody(['ledger', 'verify']));
-  await using database = await openDatabase({
-    connectionString: kit.constellation.databaseUrl,
-    poolMax: 1,
-  });
-  const { rows: chains } = await database.pool.query<{ author: string; entries: number; last: number }>(
-    `SELECT author, count(DISTINCT (chain_epoch, seq))::int AS entries, max(seq) AS last
-       FROM ledger_entries GROUP BY author`,
-  );
-  expect(chains).toHaveLength(2);
-  for (const { entries, last } of chains) expect(entries).toBe(last);
+  await using database = await wholeChains(kit);
   const { rows: kinds } = await database.pool.query<{ grant_id: string; kinds: string[] }>(
     `SELECT grant_id, array_agg(kind ORDER BY kind) AS kinds FROM ledger_entries
       WHERE grant_id = ANY($1) AND kind IN ('granted', 'released', 'started', 'ended') GROUP BY grant_id`,

@@ -4,7 +4,6 @@ import * as path from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { graceMsDefault } from '@custody/core/limits';
 import { bootTimeMs } from '@custody/keeper/native';
-import { openDatabase } from '@custody/store/database';
 import { testSeed } from '@custody/testkit/config';
 import {
   alive,
@@ -20,6 +19,7 @@ import {
 import { randomOf } from '@custody/testkit/random';
 import { hostKinds, type HostBody } from '@custody/wire/ledger';
 import { describe, expect, test } from 'vitest';
+import { wholeChains } from './chains.ts';
 
 const killsEach = 100;
 /** Of the kills: an agent takes longer to come back than a run to start. */
@@ -223,17 +223,7 @@ describe.each(['subreaper', 'cgroup'])('held by %s', (mechanism) => {
       expect(ended.map(({ grantId }) => grantId).toSorted()).toEqual([...onRecord].toSorted());
       expect(story.killed.agent).toBeGreaterThan(3);
 
-      exited(0, await kit.custody(['ledger', 'verify']));
-      await using database = await openDatabase({
-        connectionString: kit.constellation.databaseUrl,
-        poolMax: 1,
-      });
-      const { rows: chains } = await database.pool.query<{ author: string; entries: number; last: number }>(
-        `SELECT author, count(DISTINCT (chain_epoch, seq))::int AS entries, max(seq) AS last
-         FROM ledger_entries GROUP BY author`,
-      );
-      expect(chains).toHaveLength(2);
-      for (const { entries, last } of chains) expect(entries).toBe(last);
+      await using database = await wholeChains(kit);
       const { rows: open } = await database.pool.query<{ grant_id: string }>(
         `SELECT grant_id FROM ledger_entries WHERE kind = 'released'
         EXCEPT SELECT grant_id FROM ledger_entries WHERE kind = 'ended'`,

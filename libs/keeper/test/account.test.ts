@@ -1,30 +1,10 @@
 // The account of a tree: who has a row, how and when each ended, what is beyond the bound, and what is not seen.
 import { describe, expect, it } from 'vitest';
 import { fieldAll, number, parseProcRow, parseUnlisted, type Frame, type ProcRow } from '../src/frames.ts';
-import { bootTimeMs } from '../src/native.ts';
 import { builds, variant } from './builds.ts';
-import {
-  alive,
-  children,
-  FakeAgent,
-  Keeper,
-  processOf,
-  started,
-  until,
-  type GrantToSend,
-} from './fake-agent.ts';
+import { alive, children, FakeAgent, processOf, running, sleeps, until } from './fake-agent.ts';
 
 const rowsMax = 256;
-let grants = 0;
-
-async function running(keeper: string, agent: FakeAgent, script: string, grant: GrantToSend = {}) {
-  const run = Keeper.run({ keeper, agent, command: ['sh', '-c', script] });
-  const link = await agent.link();
-  await link.expect('request');
-  const beganBootMs = bootTimeMs();
-  link.grant({ grant: `account-${process.pid}-${++grants}`, ...grant });
-  return { run, link, beganBootMs, root: await started(link) };
-}
 
 const rows = (ended: Frame) => fieldAll(ended, 'proc').map(parseProcRow);
 const how = ({ how: { kind, number: ending } }: ProcRow) => `${kind}:${ending}`;
@@ -40,7 +20,11 @@ describe.each([...builds, ...(variant === undefined ? [] : [variant])])(
   ({ keeper }) => {
     it('has a row for the root: how and when it ended, under its last name', async () => {
       await using agent = await FakeAgent.start();
-      const { run, link, root, beganBootMs } = await running(keeper, agent, 'exec sh -c "exec sleep 0.2"');
+      const { run, link, root, beganBootMs } = await running(
+        { keeper },
+        agent,
+        'exec sh -c "exec sleep 0.2"',
+      );
       await using _ = run;
       const ended = await link.expect('ended');
       const [row, ...others] = rows(ended);
@@ -60,7 +44,7 @@ describe.each([...builds, ...(variant === undefined ? [] : [variant])])(
       // Each is orphaned before it ends: its parent has gone.
       const orphan = (script: string) => `(sh -c 'sleep 0.1; ${script}' &); `;
       const script = `${orphan('exit 7')}${orphan('kill -USR1 $$')}${orphan('kill -KILL $$')}echo up; exec sleep 300`;
-      const { run, link, root } = await running(keeper, agent, script, { graceMs: 60_000 });
+      const { run, link, root } = await running({ keeper }, agent, script, { graceMs: 60_000 });
       await using _ = run;
       await run.says(/up\n/);
       await until(() => children(run.pid).length === 1, 'the orphans are gone');
@@ -77,7 +61,7 @@ describe.each([...builds, ...(variant === undefined ? [] : [variant])])(
     it('marks who was alive when the root had gone, and those alone', async () => {
       await using agent = await FakeAgent.start();
       const stays = `(setsid sh -c 'trap "" TERM; echo stays=$$; sleep 300 & wait; sleep 300' &); `;
-      const { run, link, root } = await running(keeper, agent, `${stays}(exit 3 &); exec sleep 300`, {
+      const { run, link, root } = await running({ keeper }, agent, `${stays}(exit 3 &); exec sleep 300`, {
         graceMs: 200,
       });
       await using _ = run;
@@ -97,11 +81,12 @@ describe.each([...builds, ...(variant === undefined ? [] : [variant])])(
     it('says gone of a survivor that ended by itself and whose own parent has its status', async () => {
       await using agent = await FakeAgent.start();
       const stays = `(setsid sh -c 'sleep 300 & echo below=$!; wait $!; exit 4' &); `;
-      const { run, link, root } = await running(keeper, agent, `${stays}exec sleep 300`, {
+      const { run, link, root } = await running({ keeper }, agent, `${stays}exec sleep 300`, {
         fields: [['on_exit', 'wait']],
       });
       await using _ = run;
       const below = Number((await run.says(/below=([0-9]+)\n/))[1]);
+      await until(() => sleeps(root.pid), 'the root has collected the fork between');
       process.kill(root.pid, 'SIGKILL');
       await until(() => !alive(root.pid), 'the root has gone');
       await until(() => processOf(run.pid)?.state === 'S', 'the keeper has looked who is left');
@@ -124,7 +109,7 @@ describe.each([...builds, ...(variant === undefined ? [] : [variant])])(
       await using agent = await FakeAgent.start();
       const storm = 'i=0; while [ $i -lt 300 ]; do (sh -c "exit 5" &); i=$((i+1)); done; ';
       const stays = `(trap '' TERM; sleep 300 & sleep 300 & sleep 300 & echo up; wait) & `;
-      const { run, link, root } = await running(keeper, agent, `${storm}${stays}exec sleep 300`);
+      const { run, link, root } = await running({ keeper }, agent, `${storm}${stays}exec sleep 300`);
       await using _ = run;
       await run.says(/up\n/);
       await until(() => children(run.pid).length === 1, 'the storm is over');

@@ -13,15 +13,15 @@ import {
   children,
   FakeAgent,
   Keeper,
+  nextGrant,
   processOf,
+  running,
+  sleeps,
   started,
   until,
   type GrantToSend,
   type Link,
 } from './fake-agent.ts';
-
-let grants = 0;
-const nextGrant = () => `test-${process.pid}-${++grants}`;
 
 /** Every process that holds the marker of a grant, by the kernel's own account. */
 function holders(grant: string): number[] {
@@ -38,18 +38,6 @@ function holders(grant: string): number[] {
         return false;
       }
     });
-}
-
-/** Starts `sh -c script` under a grant and waits until it runs. */
-async function running(build: Build, agent: FakeAgent, script: string, grant: GrantToSend = {}) {
-  const id = nextGrant();
-  const { keeper, path } = build;
-  const run = Keeper.run({ keeper, agent, command: ['sh', '-c', script], env: { PATH: path } });
-  const link = await agent.link();
-  await link.expect('request');
-  link.grant({ grant: id, ...grant });
-  const root = await started(link);
-  return { run, link, root, id };
 }
 
 const bootMs = (ended: Frame, key: string) => number(ended, key) / 1_000;
@@ -76,9 +64,8 @@ describe.each([...keepers, ...(variant === undefined ? [] : [variant])])(
       });
       await using _ = run;
       const left = Number((await run.says(/daemon=([0-9]+)\n/))[1]);
-      const runs = (pid: number) => readFileSync(`/proc/${pid}/comm`, 'latin1') === 'sleep\n';
-      // The root too: until then it may not have collected the fork between, which would go on record.
-      await until(() => runs(left) && runs(root.pid), 'daemon and root run');
+      // The root too: a fork between that it has not collected would go on record.
+      await until(() => sleeps(left) && sleeps(root.pid), 'daemon and root run');
       const ticks = processOf(left)?.startTicks;
       const init = processOf(left)?.ppid;
       process.kill(root.pid, 'SIGUSR1');

@@ -219,6 +219,31 @@ export class Keeper implements AsyncDisposable {
   }
 }
 
+let grants = 0;
+/** Of no other run on this machine: sweeps look for it everywhere. */
+export const nextGrant = (): string => `test-${process.pid}-${++grants}`;
+
+/** Starts `sh -c script` under a grant of its own and waits until it runs. */
+export async function running(
+  { keeper, path }: { readonly keeper: string; readonly path?: string },
+  agent: FakeAgent,
+  script: string,
+  grant: GrantToSend = {},
+  { flags, env = {} }: Pick<KeeperStart, 'flags' | 'env'> = {},
+) {
+  const id = nextGrant();
+  const run = Keeper.run({
+    ...{ keeper, agent, command: ['sh', '-c', script] },
+    ...(flags === undefined ? {} : { flags }),
+    env: { ...(path === undefined ? {} : { PATH: path }), ...env },
+  });
+  const link = await agent.link();
+  const request = await link.expect('request');
+  const beganBootMs = bootTimeMs();
+  link.grant({ grant: id, ...grant });
+  return { run, link, request, id, beganBootMs, root: await started(link) };
+}
+
 function endIfThere(pid: number): void {
   try {
     process.kill(pid, 'SIGKILL');
@@ -239,6 +264,9 @@ export function processOf(pid: number): { state: string; ppid: number; startTick
     return undefined;
   }
 }
+
+/** Whether it has come to `exec sleep`: a shell before that may not have collected what it forked. */
+export const sleeps = (pid: number): boolean => readFileSync(`/proc/${pid}/comm`, 'latin1') === 'sleep\n';
 
 export const alive = (pid: number): boolean => processOf(pid) !== undefined;
 

@@ -1,6 +1,7 @@
 // The bytes of frames: the shared vectors and a fuzzer, against the TypeScript and the C parser alike.
 import { spawnSync } from 'node:child_process';
 import { readFileSync } from 'node:fs';
+import { randomOf } from '@custody/testkit/random';
 import { describe, expect, it } from 'vitest';
 import { KeeperError } from '../src/error.ts';
 import {
@@ -124,15 +125,10 @@ describe('the vectors', () => {
   });
 });
 
-/** Deterministic, so that a printed seed repeats a failure (mulberry32). */
-function randomOf(seed: number): (below: number) => number {
-  let state = seed >>> 0;
-  return (below) => {
-    state = (state + 0x6d2b79f5) >>> 0;
-    let mixed = Math.imul(state ^ (state >>> 15), state | 1);
-    mixed ^= mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61);
-    return ((mixed ^ (mixed >>> 14)) >>> 0) % below;
-  };
+/** So that a printed seed repeats a failure. */
+function belowOf(seed: number): (below: number) => number {
+  const next = randomOf(seed);
+  return (below) => Math.floor(next() * below);
 }
 
 function randomStream(random: (below: number) => number): Buffer {
@@ -157,7 +153,7 @@ function randomStream(random: (below: number) => number): Buffer {
 
 it('C under the sanitizers and TypeScript agree on broken streams', () => {
   const seed = Number(process.env['SEED'] ?? Math.floor(Math.random() * 2 ** 32));
-  const random = randomOf(seed);
+  const random = belowOf(seed);
   const streams = Array.from({ length: 20_000 }, () => randomStream(random));
   const there = readThere(strictest.frameCheck, streams);
   expect(there.length, `seed ${seed}`).toBe(streams.length);

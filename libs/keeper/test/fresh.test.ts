@@ -7,7 +7,9 @@ import {
   alive,
   FakeAgent,
   Keeper,
+  nextGrant,
   processOf,
+  running,
   started,
   until,
   type GrantToSend,
@@ -15,22 +17,13 @@ import {
 } from './fake-agent.ts';
 import { Terminal } from './pty.ts';
 
-let grants = 0;
 /** What a loaded machine may add. */
 const slackMs = 1_500;
 
-async function running(program: string, agent: FakeAgent, freshForMs: number, grant: GrantToSend = {}) {
-  const run = Keeper.run({ keeper: program, agent, command: ['sleep', '300'] });
-  const link = await agent.link();
-  await link.expect('request');
+async function freshFor(keeper: string, agent: FakeAgent, freshForMs: number, grant: GrantToSend = {}) {
   const freshUntil = Math.round(bootTimeMs() + freshForMs);
-  link.grant({
-    grant: `fresh-${process.pid}-${++grants}`,
-    ...grant,
-    fields: [['fresh_until_boot_ms', freshUntil]],
-  });
-  const root = await started(link);
-  return { run, link, root, freshUntil };
+  const fields = [['fresh_until_boot_ms', freshUntil]] as const;
+  return { ...(await running({ keeper }, agent, 'exec sleep 300', { ...grant, fields })), freshUntil };
 }
 
 const fresh = (link: Link, untilBootMs: number) => link.send('fresh', [['until_boot_ms', untilBootMs]]);
@@ -40,7 +33,7 @@ describe.each([...keepers, ...(variant === undefined ? [] : [variant])])(
   ({ keeper: program }) => {
     it('ends when its freshness has passed, and says so', async () => {
       await using agent = await FakeAgent.start();
-      const { run, link, root, freshUntil } = await running(program, agent, 300);
+      const { run, link, root, freshUntil } = await freshFor(program, agent, 300);
       await using _ = run;
       const ended = await link.expect('ended');
       expect(alive(root.pid)).toBe(false);
@@ -53,7 +46,7 @@ describe.each([...keepers, ...(variant === undefined ? [] : [variant])])(
 
     it('goes on as long as beacons come, and ends when they stop', async () => {
       await using agent = await FakeAgent.start();
-      const { run, link, root, freshUntil } = await running(program, agent, 400);
+      const { run, link, root, freshUntil } = await freshFor(program, agent, 400);
       await using _ = run;
       const last = freshUntil + 600;
       fresh(link, freshUntil + 300);
@@ -69,7 +62,7 @@ describe.each([...keepers, ...(variant === undefined ? [] : [variant])])(
 
     it('ends at its ceiling, however fresh', async () => {
       await using agent = await FakeAgent.start();
-      const { run, link } = await running(program, agent, 200, { ceilingInMs: 400 });
+      const { run, link } = await freshFor(program, agent, 200, { ceilingInMs: 400 });
       await using _ = run;
       fresh(link, Math.round(bootTimeMs() + 60_000));
       expect(text(await link.expect('ended'), 'cause')).toBe('ceiling');
@@ -87,7 +80,7 @@ describe.each([...keepers, ...(variant === undefined ? [] : [variant])])(
       await link.expect('request');
       const freshUntil = Math.round(bootTimeMs() + 300);
       const fields = [['fresh_until_boot_ms', freshUntil] as const];
-      link.grant({ grant: `fresh-${process.pid}-${++grants}`, graceMs: 300, fields });
+      link.grant({ grant: nextGrant(), graceMs: 300, fields });
       await started(link);
       const ended = await link.expect('ended');
       expect(text(ended, 'root_status')).toBe('signal:9');
@@ -97,7 +90,7 @@ describe.each([...keepers, ...(variant === undefined ? [] : [variant])])(
 
     it('ends though the agent is gone', async () => {
       await using agent = await FakeAgent.start();
-      const { run, root, freshUntil } = await running(program, agent, 500);
+      const { run, root, freshUntil } = await freshFor(program, agent, 500);
       await using _ = run;
       await agent.die();
       await until(() => !alive(root.pid), 'the root is gone');
@@ -108,7 +101,7 @@ describe.each([...keepers, ...(variant === undefined ? [] : [variant])])(
 
     it('tells the next agent until when it is fresh, and is renewed by it', async () => {
       await using agent = await FakeAgent.start();
-      const { run, link, root, freshUntil } = await running(program, agent, 3_000);
+      const { run, link, root, freshUntil } = await freshFor(program, agent, 3_000);
       await using _ = run;
       await agent.die();
       await link.closed;
@@ -124,7 +117,7 @@ describe.each([...keepers, ...(variant === undefined ? [] : [variant])])(
 
     it('is renewed by what the agent wrote in time, though the keeper was stopped meanwhile', async () => {
       await using agent = await FakeAgent.start();
-      const { run, link, root, freshUntil } = await running(program, agent, 400);
+      const { run, link, root, freshUntil } = await freshFor(program, agent, 400);
       await using _ = run;
       const stopping = setInterval(() => process.kill(run.pid, 'SIGSTOP'), 1);
       await until(() => processOf(run.pid)?.state === 'T', 'the keeper is stopped');
@@ -147,7 +140,7 @@ describe.each([...keepers, ...(variant === undefined ? [] : [variant])])(
       await using _ = run;
       const link = await agent.link();
       await link.expect('request');
-      link.grant({ grant: `fresh-${process.pid}-${++grants}` });
+      link.grant({ grant: nextGrant() });
       const root = await started(link);
       fresh(link, 1);
       await agent.die();
@@ -186,7 +179,7 @@ it('a job that is stopped hears of its freshness, stays stopped, and goes on whe
   const link = await agent.link();
   await link.expect('request');
   const freshUntil = Math.round(bootTimeMs() + 8_000);
-  link.grant({ grant: `fresh-${process.pid}-${++grants}`, fields: [['fresh_until_boot_ms', freshUntil]] });
+  link.grant({ grant: nextGrant(), fields: [['fresh_until_boot_ms', freshUntil]] });
   const root = await started(link);
   const keeper = processOf(root.pid)?.ppid ?? 0;
   await terminal.shows(/[\r\n]up\r/);

@@ -1,5 +1,6 @@
 // A hostile agent: mutated, cut and reordered frames to a real keeper, under the sanitizers where there are any.
 // Whatever it hears, it does not crash, starts nothing without a grant that it understood, and ends its tree.
+import { randomOf } from '@custody/testkit/random';
 import { expect, it } from 'vitest';
 import { encodeFrame, type FrameToSend } from '../src/frames.ts';
 import { bootTimeMs } from '../src/native.ts';
@@ -10,15 +11,8 @@ const seed = Number(process.env['FUZZ_SEED'] ?? 20_261_122);
 const runs = Number(process.env['FUZZ_RUNS'] ?? 96);
 const together = 8;
 
-/** mulberry32: the same numbers for the same seed. */
 function chance(from: number) {
-  let state = from | 0;
-  const next = () => {
-    state = (state + 0x6d2b79f5) | 0;
-    let mixed = Math.imul(state ^ (state >>> 15), 1 | state);
-    mixed = (mixed + Math.imul(mixed ^ (mixed >>> 7), 61 | mixed)) ^ mixed;
-    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32;
-  };
+  const next = randomOf(from);
   const below = (bound: number) => Math.floor(next() * bound);
   return { below, one: <T>(of: readonly T[]): T => of[below(of.length)] as T };
 }

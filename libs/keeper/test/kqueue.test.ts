@@ -5,29 +5,20 @@ import { join } from 'node:path';
 import { afterAll, describe, expect, it } from 'vitest';
 import { number, text } from '../src/frames.ts';
 import { kqueue, underTest } from './builds.ts';
-import { alive, children, FakeAgent, Keeper, processOf, started, until } from './fake-agent.ts';
+import { alive, children, FakeAgent, Keeper, nextGrant, processOf, running, until } from './fake-agent.ts';
 
 underTest.build = kqueue;
 await import('./invisible.test.ts');
 
 const place = mkdtempSync(join(tmpdir(), 'kqueue-'));
 afterAll(() => rmSync(place, { recursive: true, force: true }));
-let grants = 0;
 
-async function running(
+const held = (
   agent: FakeAgent,
   script: string,
   fields: readonly (readonly [string, string])[] = [],
   flags: readonly string[] = [],
-) {
-  const env = { PATH: kqueue.path, SHIM_USER_TEMP_DIR: place };
-  const run = Keeper.run({ keeper: kqueue.keeper, agent, command: ['sh', '-c', script], flags, env });
-  const link = await agent.link();
-  const request = await link.expect('request');
-  const id = `kqueue-${process.pid}-${++grants}`;
-  link.grant({ grant: id, graceMs: 0, fields });
-  return { run, link, request, id, root: await started(link) };
-}
+) => running(kqueue, agent, script, { graceMs: 0, fields }, { flags, env: { SHIM_USER_TEMP_DIR: place } });
 const revoke = (link: Awaited<ReturnType<FakeAgent['link']>>) =>
   link.send('end', [
     ['cause', 'revoked'],
@@ -41,7 +32,7 @@ describe('whose parent is gone', () => {
     // The leader is seen; what it starts later, without the marker, it leaves at once to init.
     const leader = `sleep 0.2; (env -i ${place}/tool 300 & echo left=$!); exec sleep 300`;
     copyFileSync(join(kqueue.path.split(':')[0] ?? '', 'sleep'), join(place, 'tool'));
-    const { run, link } = await running(agent, `setsid sh -c '${leader}' & wait`);
+    const { run, link } = await held(agent, `setsid sh -c '${leader}' & wait`);
     await using _ = run;
     const left = await said(run, /left=([0-9]+)\n/);
     await until(() => processOf(left)?.ppid === 1, 'an orphan');
@@ -52,7 +43,7 @@ describe('whose parent is gone', () => {
 
   it('is found by its marker, whoever was not seen, and whatever its session', async () => {
     await using agent = await FakeAgent.start();
-    const { run, link } = await running(
+    const { run, link } = await held(
       agent,
       `(setsid sh -c 'echo left=$$; exec sleep 300' &); exec sleep 300`,
     );
@@ -67,7 +58,7 @@ describe('whose parent is gone', () => {
   it('is not ours where it only has the group of the caller', async () => {
     await using agent = await FakeAgent.start();
     // Somebody else of our session and group, started after the root, without a parent.
-    const { run, link, root } = await running(agent, 'exec sleep 300');
+    const { run, link, root } = await held(agent, 'exec sleep 300');
     await using _ = run;
     const other = new Keeper('sh', ['-c', 'sleep 300 >/dev/null & echo left=$!'], {
       PATH: process.env['PATH'],
@@ -85,7 +76,7 @@ describe('whose parent is gone', () => {
 it('is not empty while an orphan of the tree lives, though no child is left', async () => {
   await using agent = await FakeAgent.start();
   const script = `(setsid sh -c 'echo left=$$; exec sleep 300' & sleep 0.2); exit 7`;
-  const { run, link } = await running(agent, script, [['on_exit', 'wait']], ['--on-exit', 'wait']);
+  const { run, link } = await held(agent, script, [['on_exit', 'wait']], ['--on-exit', 'wait']);
   await using _ = run;
   const left = await said(run, /left=([0-9]+)\n/);
   await until(() => children(run.pid).length === 0, 'no child is left');
@@ -100,7 +91,7 @@ describe('what it delivers', () => {
 
   it('stands in the folder of the user, for that user alone, and is gone with the tree', async () => {
     await using agent = await FakeAgent.start();
-    const { run, link, request, id } = await running(
+    const { run, link, request, id } = await held(
       agent,
       'cat "$KEY"; echo " $KEY"; read -r line < "$PIPE"; echo "$line"; while [ -e "$PIPE" ]; do sleep 0.01; done; cat <&$FD; echo up; sleep 300',
       [
@@ -137,7 +128,7 @@ describe('what it delivers', () => {
     });
     const link = await agent.link();
     await link.expect('request');
-    link.grant({ grant: `kqueue-${process.pid}-${++grants}`, fields: [['fifo', 'PIPE=']] });
+    link.grant({ grant: nextGrant(), fields: [['fifo', 'PIPE=']] });
     expect((await run.exit).code).toBe(125);
     expect([run.stdout, readdirSync(place).filter((name) => name.startsWith('custody'))]).toEqual(['', []]);
   });
