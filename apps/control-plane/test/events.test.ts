@@ -31,7 +31,7 @@ function reader(events: Events, asked: Partial<Parameters<Events['write']>[0]>, 
   );
   onTestFinished(() => abort.abort());
   return {
-    ...{ abort, ended },
+    ...{ abort, ended, out },
     read: () => void out.setEncoding('utf8').on('data', (chunk: string) => (text += chunk)),
     text: () => text,
     events: () =>
@@ -102,7 +102,7 @@ describe('a stream', () => {
 
   it('whose reader reads late, but in time, misses nothing', async () => {
     const late = reader(opened({ stallMs: 10_000 }), { since: 0, follow: false }, 16);
-    await new Promise((resolve) => setTimeout(resolve, 50));
+    await until(() => late.out.writableNeedDrain);
     late.read();
     await late.ended;
     expect(late.text()).not.toContain('event: slow');

@@ -432,8 +432,10 @@ describe('a ban', () => {
     const { busUserKey } = await s.hosts.byName('host-y');
     const pushed: Record<string, number>[] = [];
     let failing = true;
+    let looks = 0;
     await using working = enforceBans({
-      ...{ db: s.db, now: () => s.time, log: captureLog().log, joined: () => true },
+      ...{ db: s.db, now: () => s.time, log: captureLog().log },
+      joined: () => (looks += 1) > 0,
       push: async (revocations) => {
         if (failing) throw new Error('the server is away');
         pushed.push({ ...revocations });
@@ -447,8 +449,12 @@ describe('a ban', () => {
       working.nudge();
       return pushed.length > 0;
     });
-    working.nudge();
-    await new Promise((resolve) => setTimeout(resolve, 50));
+    // When it looks for the second time from here, it has come to the end of the first.
+    const looked = looks;
+    await until(() => {
+      working.nudge();
+      return looks > looked + 1;
+    });
     expect(pushed).toHaveLength(1);
     expect(pushed[0]).toHaveProperty(busUserKey);
   });
