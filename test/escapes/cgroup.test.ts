@@ -1,10 +1,8 @@
 // Owns the proof that nothing leaves a tree which cgroup holds: every trick of fixtures/, against a real agent.
-import { spawn, spawnSync } from 'node:child_process';
-import { once } from 'node:events';
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 import { keeperPath } from '@custody/keeper/native';
-import { alive, exited, openPolicy, until } from '@custody/testkit/constellation';
+import { exited, openPolicy } from '@custody/testkit/constellation';
 import { call } from '@custody/wire/client';
 import { describe, expect, test } from 'vitest';
 import { outlastsNoCeiling, revokesEveryTrick, stage } from './story.ts';
@@ -61,82 +59,3 @@ describe('policy', () => {
     exited(0, await on.kit.run(['true'], { holds: ['KEY=custody://prod/stripe/api_key'] }));
   });
 });
-
-describe('a process that somebody else starts', () => {
-  test('with the environment of the run, as at(1) does, is an escape: on record, and dead after the revocation', async () => {
-    const run = await on.run(['sh', '-c', 'env -0 > environment; echo ready; exec sleep 300'], {
-      root: true,
-    });
-    const entries = fs.readFileSync(path.join(run.dir, 'environment'), 'utf8').split('\0').filter(Boolean);
-    const env = Object.fromEntries(
-      entries.map((entry) => [entry.slice(0, entry.indexOf('=')), entry.slice(entry.indexOf('=') + 1)]),
-    );
-    const spooled = spawn('sleep', ['300'], { env, stdio: 'ignore', detached: true });
-    await once(spooled, 'spawn');
-    const [escape] = await until(async () => {
-      const found = await on.recorded(run, 'escape');
-      return found.length > 0 && found;
-    }, 'the escape on record');
-    expect(escape).toMatchObject({
-      pid: spooled.pid,
-      ppid: process.pid,
-      name: 'sleep',
-      uid: process.getuid?.(),
-    });
-    expect(alive(spooled.pid ?? 0)).toBe(true);
-    await on.revoke(run);
-    expect(alive(spooled.pid ?? 0)).toBe(false);
-    expect((await on.ended(run)).rows).toContainEqual(
-      expect.objectContaining({ pid: spooled.pid, how: 'killed:9' }),
-    );
-    expect(await on.recorded(run, 'escape')).toHaveLength(1);
-  });
-
-  test('without it, as cron(8) and systemd-run(1) do, is not caught: nothing leads to it', async () => {
-    const run = await on.run(['sh', '-c', 'echo ready; exec sleep 300']);
-    const other = spawn('sleep', ['300'], { env: {}, stdio: 'ignore', detached: true });
-    await once(other, 'spawn');
-    await on.revoke(run);
-    expect(alive(other.pid ?? 0)).toBe(true);
-    other.kill('SIGKILL');
-    expect(await on.recorded(run, 'escape')).toEqual([]);
-  });
-
-  test.runIf(has('tmux'))('a tmux server that the run started is of its tree, and dies with it', async () => {
-    const run = await on.run(
-      [
-        'sh',
-        '-c',
-        'tmux -S ./s new-session -d "echo escapee=\\$\\$ > pid; exec sleep 300"; while ! [ -s pid ]; do sleep 0.02; done; cat pid; echo ready; exec sleep 300',
-      ],
-      { root: true },
-    );
-    expect(run.escapees().filter(alive)).toHaveLength(1);
-    await on.revoke(run);
-    expect(on.left(run)).toEqual([]);
-  });
-
-  test.runIf(has('tmux'))(
-    'a tmux server that was there before starts what it is told, and that is not caught',
-    async () => {
-      const socket = path.join(on.kit.scratch, 'tmux');
-      const tmux = (...args: string[]) => spawnSync('tmux', ['-S', socket, ...args], { encoding: 'utf8' });
-      tmux('new-session', '-d', 'sleep 300');
-      const run = await on.run(
-        [
-          'sh',
-          '-c',
-          `tmux -S ${socket} new-window -d "echo escapee=\\$\\$ > $PWD/pid; exec sleep 300"; while ! [ -s pid ]; do sleep 0.02; done; cat pid; echo ready; exec sleep 300`,
-        ],
-        { root: true },
-      );
-      await on.revoke(run);
-      expect(run.escapees().filter(alive)).toHaveLength(1);
-      tmux('kill-server');
-    },
-  );
-});
-
-function has(program: string): boolean {
-  return spawnSync('sh', ['-c', `command -v ${program}`]).status === 0;
-}
