@@ -25,6 +25,7 @@
 #define PASS_MS_MIN 5
 #define PASS_MS_MAX 200
 #define ANCESTORS_MAX 4096
+#define GROUP_DEATH_US 1000000 /* a group that is killed is dead within moments: who died before that had another reason */
 #define SEND_MS_MAX 100 /* after the request our frames are small: an agent that takes none is as good as gone */
 
 static const struct request *request;
@@ -54,7 +55,7 @@ static bool refusal_said;
 
 static bool attached; /* the agent on the link knows this run */
 static bool asked_why; /* what a KILL was for, since the link was last made */
-static int64_t unexplained_boot_us = NEVER; /* since when processes die of KILLs that nobody has accounted for */
+static int64_t unexplained_boot_us = NEVER; /* about when the root died of a KILL that nobody has accounted for */
 static int64_t reconnect_boot_ms, reconnect_pause_ms = RECONNECT_MS_MIN;
 
 static int64_t earlier(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -297,7 +298,6 @@ static void ask_why(void) {
   bool linked = link_fd() >= 0 || resume();
   asked_why = true;
   if (linked) await_agent(until_boot_ms);
-  if (cause == NULL && !attached) unexplained_boot_us = earlier(unexplained_boot_us, boot_us());
 }
 
 /* How a dead child ended. Once KILLs go out, a KILL is custody's: the keeper's own, or that of the agent which
@@ -312,7 +312,8 @@ static char how_of(const siginfo_t *dead, const struct row *row) {
 /* Looks at a dead child, collects it, and puts it on record. */
 static void collect(siginfo_t *dead) {
   /* An agent on the link writes its `end` before it kills: who died of that, the word for it is here already. */
-  if (cause == NULL && dead->si_code == CLD_KILLED && dead->si_status == SIGKILL) {
+  bool killed = dead->si_code == CLD_KILLED && dead->si_status == SIGKILL;
+  if (cause == NULL && killed) {
     if (attached) hear_agent();
     if (cause == NULL && !attached && !asked_why) ask_why();
   }
@@ -325,6 +326,7 @@ static void collect(siginfo_t *dead) {
   root_gone = true;
   root_stopped = false;
   root_end = (struct row){.how = how, .how_number = dead->si_status};
+  if (cause == NULL && killed && !attached) unexplained_boot_us = boot_us() - GROUP_DEATH_US;
 }
 
 /* Takes in every child that has ended or stopped; true when nobody is left. */
