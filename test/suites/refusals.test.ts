@@ -12,7 +12,8 @@ import {
 } from '@custody/testkit/constellation';
 import { afterEach, beforeAll, describe, expect, test } from 'vitest';
 
-const kit = withConstellation({ hosts: 2 });
+// Durable: Postgres is killed here, and what it said it had committed must be there afterwards.
+const kit = withConstellation({ hosts: 2, durable: true });
 const holds = ['KEY=custody://prod/stripe/api_key'];
 
 interface Tail {
