@@ -274,3 +274,34 @@ describe('possession', () => {
     expect((await query('--from', later)).map((each) => each.grantId)).not.toContain(grantId);
   });
 });
+
+test('a database that lost its newest entries, as at a failover, gets them again from the hosts that still have them', async () => {
+  const hostA = `author = (SELECT id FROM hosts WHERE name = 'host-a')`;
+  const entries = async (): Promise<number> => {
+    await using database = await openDatabase({
+      connectionString: kit.constellation.databaseUrl,
+      poolMax: 1,
+    });
+    const { rows } = await database.pool.query<{ count: number }>(
+      `SELECT count(*)::int AS count FROM ledger_entries WHERE ${hostA}`,
+    );
+    return rows[0]?.count ?? 0;
+  };
+  await confirmed();
+  const before = await entries();
+  {
+    await using database = await openDatabase({
+      connectionString: kit.constellation.databaseUrl,
+      poolMax: 1,
+    });
+    await database.pool.query(`DELETE FROM ledger_entries WHERE ${hostA} AND seq > ${before - 5}`);
+    await database.pool.query(
+      `UPDATE ledger_heads SET (seq, hash) = (SELECT seq, hash FROM ledger_entries WHERE ${hostA} ORDER BY seq DESC LIMIT 1)
+        WHERE ${hostA}`,
+    );
+  }
+  exited(0, await kit.run(['true'], { holds }));
+  await confirmed();
+  expect(await entries()).toBeGreaterThan(before);
+  exited(0, await kit.custody(['ledger', 'verify']));
+});

@@ -1,6 +1,7 @@
 // Owns the way of ledger lines from the spool to the control plane: batches up, signed receipts down.
 import type { Bus } from '@custody/bus/bus';
 import { ledgerLingerMs, ledgerReceiptTimeoutMs, ledgerResendMsMax } from '@custody/core/limits';
+import type { LedgerReceipt } from '@custody/ledger/receipts';
 import { ledgerReceiptMessage } from '@custody/wire/messages';
 import { parseJson } from '@custody/wire/schema';
 import { hostDown, hostUp } from '@custody/wire/subjects';
@@ -21,7 +22,8 @@ export interface ShipperOptions {
  * and may lose; the spool does not. Again means: when the bus is back; once when the control plane says that
  * something before is missing, since each batch behind the gap brings that answer; and after
  * `ledgerReceiptTimeoutMs` without progress, doubling to `ledgerResendMsMax`, since a control plane that is
- * behind is not helped by taking everything twice.
+ * behind is not helped by taking everything twice. A control plane that lost what it had confirmed, as a database does that
+ * fails over to a replica which is behind, gets it again as far as it is still here.
  */
 export class Shipper implements AsyncDisposable {
   readonly #options: ShipperOptions;
@@ -29,6 +31,11 @@ export class Shipper implements AsyncDisposable {
   #sent: Place;
   /** What was sent when sending began again: until it is confirmed, a gap is no news. */
   #resentThrough: Place | undefined;
+  /** Where the control plane stands, while that is before what it has confirmed. */
+  #setBack: Place | undefined;
+  /** Its newest receipt said so. One may have overtaken another: the second in a row is believed. */
+  #seemsSetBack = false;
+  #newestReceiptAt = '';
   #patienceMs: number;
   #nudged = Promise.withResolvers<void>();
   #loop: Promise<void> | undefined;
@@ -75,11 +82,15 @@ export class Shipper implements AsyncDisposable {
     }, ledgerLingerMs);
   }
 
-  /** Starts again from what is confirmed. */
+  /** Starts again from where the control plane stands. */
   resend(): void {
     this.#resentThrough = this.#sent;
-    this.#sent = this.#options.spool.confirmed;
+    this.#sent = this.#stands;
     this.nudge();
+  }
+
+  get #stands(): Place {
+    return this.#setBack ?? this.#options.spool.confirmed;
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -132,17 +143,35 @@ export class Shipper implements AsyncDisposable {
     this.#patienceMs = this.#receiptTimeoutMs;
   }
 
+  /** True when this receipt shows for the first time that the control plane was set back to where sending can begin again. */
+  #isSetBack(held: LedgerReceipt, confirmed: Place): boolean {
+    if (held.at <= this.#newestReceiptAt) return false;
+    this.#newestReceiptAt = held.at;
+    const [seemed, known] = [this.#seemsSetBack, this.#setBack !== undefined];
+    this.#seemsSetBack = isBehind(held, confirmed) && this.#options.spool.holdsAfter(held);
+    this.#setBack = this.#seemsSetBack && (seemed || known) ? held : undefined;
+    return this.#setBack !== undefined && !known;
+  }
+
   async #receipt(data: Uint8Array): Promise<void> {
     const { spool, log } = this.#options;
     try {
       const { receipt } = parseJson(ledgerReceiptMessage, data, 'ledger receipt');
-      const before = spool.confirmed;
-      const confirmed = await spool.confirm(receipt);
-      const more = isBehind(before, confirmed);
+      const before = this.#stands;
+      const { held, confirmed } = await spool.confirm(receipt);
+      if (this.#isSetBack(held, confirmed)) {
+        log.warn(
+          { held: held.seq, confirmed: confirmed.seq },
+          'the control plane lost entries: sending them again',
+        );
+        this.resend();
+        return this.#expectReceipt();
+      }
+      const more = isBehind(before, this.#stands);
       if (more) this.#progress();
-      if (this.#resentThrough !== undefined && !isBehind(confirmed, this.#resentThrough))
+      if (this.#resentThrough !== undefined && !isBehind(this.#stands, this.#resentThrough))
         this.#resentThrough = undefined;
-      if (!isBehind(confirmed, this.#sent)) return this.#progress();
+      if (!isBehind(this.#stands, this.#sent)) return this.#progress();
       // A receipt that says nothing new answers a batch that could not be added: what lies before it is missing.
       if (!more && this.#resentThrough === undefined) this.resend();
       this.#expectReceipt();

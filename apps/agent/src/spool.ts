@@ -15,7 +15,7 @@ import type { JsonObject } from '@custody/ledger/canonical';
 import { appendEntry, emptyHead, nextEpoch, type Head } from '@custody/ledger/chain';
 import { parseLine, type LedgerEntry, type LedgerLine } from '@custody/ledger/entry';
 import { LedgerError } from '@custody/ledger/errors';
-import { verifyLedgerReceipt } from '@custody/ledger/receipts';
+import { verifyLedgerReceipt, type LedgerReceipt } from '@custody/ledger/receipts';
 import type { HostBody, HostKind } from '@custody/wire/ledger';
 import { Segment } from './segment.ts';
 
@@ -169,31 +169,40 @@ export class Spool implements AsyncDisposable {
   }
 
   /**
-   * Takes a signed receipt. Returns what it confirms; frees whole segments that it covers.
-   * Throws when the signature is not the control plane's or the chain it names is not ours.
+   * Takes a signed receipt. Returns what it says is held, and what is confirmed by all so far; frees whole segments
+   * that it covers. Throws when the signature is not the control plane's or the chain it names is not ours.
    */
-  async confirm(receipt: string): Promise<Confirmed> {
-    const claims = await verifyLedgerReceipt(this.#options.controlPlaneKey, receipt);
-    if (claims.host !== this.#options.hostId)
+  async confirm(receipt: string): Promise<{ held: LedgerReceipt; confirmed: Confirmed }> {
+    const held = await verifyLedgerReceipt(this.#options.controlPlaneKey, receipt);
+    if (held.host !== this.#options.hostId)
       throw new CustodyError('ledger_rejected', 'a receipt for another host');
-    if (!isBefore(this.#confirmed, claims)) return this.#confirmed;
-    if ((await this.#hashOf(claims)) !== claims.hash) {
+    const ahead = isBefore(this.#confirmed, held);
+    const hash = await this.#hashOf(held);
+    // What was freed says nothing about a receipt of before.
+    if (hash !== held.hash && (ahead || hash !== undefined)) {
       throw new CustodyError(
         'ledger_rejected',
-        `the control plane holds an entry ${claims.seq} that is not this chain's`,
+        `the control plane holds an entry ${held.seq} that is not this chain's`,
         {
           next: 'this host or its ledger was copied; enrol it again under a new name',
         },
       );
     }
     // Another receipt may have been taken while the disk was read.
-    if (!isBefore(this.#confirmed, claims)) return this.#confirmed;
-    this.#confirmed = { epoch: claims.epoch, seq: claims.seq, hash: claims.hash };
+    if (!isBefore(this.#confirmed, held)) return { held, confirmed: this.#confirmed };
+    this.#confirmed = { epoch: held.epoch, seq: held.seq, hash: held.hash };
     this.#unkept = receipt;
     const keepMs = this.#options.receiptKeepMs ?? ledgerReceiptKeepMs;
     if (keepMs === 0) await this.#keep();
     else this.#keepSoon(keepMs);
-    return this.#confirmed;
+    return { held, confirmed: this.#confirmed };
+  }
+
+  /** Whether everything after that place is still here. */
+  holdsAfter(place: Place): boolean {
+    const { epoch = place.epoch } = this.#head ?? {};
+    const next = epoch === place.epoch ? place.seq + 1 : 1;
+    return this.#segments.some((each) => each.epoch === epoch && each.firstSeq <= next);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

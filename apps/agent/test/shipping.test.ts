@@ -23,8 +23,8 @@ interface Scene {
   readonly batches: { readonly seqs: number[]; readonly atMs: number }[];
   /** Appends one entry and waits until its batch has arrived. */
   readonly ship: () => Promise<void>;
-  /** The control plane says that it holds everything up to this entry. */
-  readonly confirm: (seq: number) => Promise<void>;
+  /** The control plane says that it holds everything up to this entry. `later`: how many seconds after the others. */
+  readonly confirm: (seq: number, later?: number) => Promise<void>;
 }
 
 async function scene(receiptTimeoutMs: number): Promise<Scene> {
@@ -79,8 +79,9 @@ async function scene(receiptTimeoutMs: number): Promise<Scene> {
       const seq = await spool.append('agent_started', { version: '0.1.0', openRuns: 0 });
       await until(() => batches.some(({ seqs }) => seqs.includes(seq)));
     },
-    confirm: async (seq) => {
-      const head = { host: hostId, epoch: 1, seq, hash: hashes.get(seq) ?? '', at };
+    confirm: async (seq, later = 0) => {
+      const said = new Date(Date.parse(at) + later * 1_000).toISOString();
+      const head = { host: hostId, epoch: 1, seq, hash: hashes.get(seq) ?? '', at: said };
       const receipt = await signLedgerReceipt(controlSeed, head);
       control.publish(hostDown(hostId, 'ledger'), encodeJson({ receipt }));
       await control.flush();
@@ -129,4 +130,38 @@ it('sends what is not confirmed again at once when the bus is back', async () =>
   broker.setReachable(true);
   await until(() => batches.length === 2);
   expect(batches.map(({ seqs }) => seqs)).toEqual([[1], [1]]);
+});
+
+it('goes back to where a control plane stands that has lost what it confirmed', async () => {
+  const { ship, confirm, spool, batches } = await scene(hourMs);
+  for (let count = 0; count < 5; count += 1) await ship();
+  await confirm(4);
+  await until(() => spool.confirmed.seq === 4);
+  await ship();
+  const before = batches.length;
+  // The first may have been overtaken on its way: it is taken for any other gap.
+  await confirm(2, 1);
+  await until(() => batches.length === before + 1);
+  await confirm(2, 2);
+  await until(() => batches.length === before + 2);
+  expect(batches.slice(before).map(({ seqs }) => seqs)).toEqual([
+    [5, 6],
+    [3, 4, 5, 6],
+  ]);
+  await confirm(6, 3);
+  await until(() => spool.confirmed.seq === 6);
+  await ship();
+  expect(batches.at(-1)?.seqs).toEqual([7]);
+});
+
+it('does not go back for a receipt that another has overtaken', async () => {
+  const { ship, confirm, spool, batches } = await scene(hourMs);
+  for (let count = 0; count < 5; count += 1) await ship();
+  await confirm(4, 2);
+  await until(() => spool.confirmed.seq === 4);
+  for (let count = 0; count < 3; count += 1) await confirm(2, 1);
+  await confirm(3, 3);
+  await confirm(5, 4);
+  await until(() => spool.confirmed.seq === 5);
+  expect(batches.flatMap(({ seqs }) => seqs).filter((seq) => seq < 5)).toEqual([1, 2, 3, 4]);
 });

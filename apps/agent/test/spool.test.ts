@@ -370,8 +370,13 @@ describe('a receipt', () => {
     await fill(spool, 3);
     const lines = linesOf(dir);
     await spool.confirm(await receiptFor(headAt(atIndex(lines, 2))));
-    expect(await spool.confirm(await receiptFor(headAt(atIndex(lines, 0))))).toMatchObject({ seq: 3 });
-    expect(await spool.confirm(await receiptFor(headAt(atIndex(lines, 2))))).toMatchObject({ seq: 3 });
+    expect(await spool.confirm(await receiptFor(headAt(atIndex(lines, 0))))).toMatchObject({
+      held: { seq: 1 },
+      confirmed: { seq: 3 },
+    });
+    expect(await spool.confirm(await receiptFor(headAt(atIndex(lines, 2))))).toMatchObject({
+      confirmed: { seq: 3 },
+    });
   });
 
   it.each<[string, (lines: string[]) => Promise<string>]>([
