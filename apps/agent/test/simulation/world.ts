@@ -112,9 +112,9 @@ class Fleet implements World {
   }
 
   /** Most often where something is at stake. */
-  diesAtStep({ keepers }: Host): boolean {
-    const atStake = [...keepers.keys()].some((grantId) => this.#revokedAtMs.has(grantId));
-    const dies = this.chance.happens(atStake ? 0.25 : 0.001);
+  diesAtStep(host: Host): boolean {
+    const atStake = [...host.keepers.keys()].some((grantId) => this.#revokedAtMs.has(grantId));
+    const dies = this.chance.happens(atStake ? 0.25 : 0.001) && !this.#keeperFails(host);
     if (dies) this.#count(atStake ? 'agents died at a step of a revocation' : 'agents died at another step');
     return dies;
   }
