@@ -145,10 +145,17 @@ export class Shipper implements AsyncDisposable {
 
   /** True when this receipt shows for the first time that the control plane was set back to where sending can begin again. */
   #isSetBack(held: LedgerReceipt, confirmed: Place): boolean {
-    if (held.at <= this.#newestReceiptAt) return false;
-    this.#newestReceiptAt = held.at;
+    const newer = held.at > this.#newestReceiptAt;
+    if (newer) this.#newestReceiptAt = held.at;
+    // Whichever came first: it holds all of it again. The clock that wrote `at` may have been set back.
+    if (!isBehind(held, confirmed)) {
+      this.#seemsSetBack = false;
+      this.#setBack = undefined;
+      return false;
+    }
+    if (!newer) return false;
     const [seemed, known] = [this.#seemsSetBack, this.#setBack !== undefined];
-    this.#seemsSetBack = isBehind(held, confirmed) && this.#options.spool.holdsAfter(held);
+    this.#seemsSetBack = this.#options.spool.holdsAfter(held);
     this.#setBack = this.#seemsSetBack && (seemed || known) ? held : undefined;
     return this.#setBack !== undefined && !known;
   }
