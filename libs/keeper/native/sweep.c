@@ -44,11 +44,11 @@ static bool holds_marker(pid_t pid) { return process_marked(pid, is_ours, marked
 
 static void send_to(int handle, struct row *row) {
   int fault = 0;
-  if (pass_signal == SIGTERM && row->sent == 0) {
+  if (pass_signal == SIGTERM) {
     fault = process_signal(handle, &row->process, SIGTERM);
     process_signal(handle, &row->process, SIGCONT);
     if (fault == 0) row->sent |= SENT_TERM;
-  } else if (pass_signal != SIGTERM) {
+  } else {
     fault = process_signal(handle, &row->process, pass_signal);
     if (fault == 0 && pass_signal == SIGKILL) row->sent |= SENT_KILL;
   }
@@ -76,6 +76,19 @@ static void visit(pid_t pid, void *with) {
   if (same) living++;
   if (same && row != NULL) send_to(handle, row);
   process_close(handle);
+}
+
+/* TERM goes to who is there when the sweep begins, and to nobody who is born of it: one that answers TERM with two more
+   of itself would be met, and asked, without end. */
+static void ask(void) {
+  struct process process;
+  pass_signal = SIGTERM;
+  for (size_t i = 0; i < doomed_count; i++) {
+    int handle = process_open(doomed[i].process.pid);
+    bool there = handle >= 0 && process_read(doomed[i].process.pid, &process) && process.alive;
+    if (there && process.start_ticks == doomed[i].process.start_ticks) send_to(handle, &doomed[i]);
+    if (handle >= 0) process_close(handle);
+  }
 }
 
 static bool pass(int signal) {
@@ -115,11 +128,8 @@ int sweep(const char *grant, int64_t grace_ms, const struct process *keeper, con
   doom(root);
   snprintf(marked, sizeof marked, "%s", grant);
   int64_t kill_boot_ms = boot_ms() + grace_ms;
-  living = grace_ms > 0;
-  while (living > 0 && boot_ms() < kill_boot_ms) {
-    if (!pass(SIGTERM)) break;
-    if (living > 0) poll(NULL, 0, PASS_MS);
-  }
+  if (grace_ms > 0 && pass(0)) ask();
+  while (living > 0 && boot_ms() < kill_boot_ms && pass(0)) poll(NULL, 0, PASS_MS);
   int64_t give_up_boot_ms = boot_ms() + KILL_MS_MAX;
   for (;;) {
     /* Nobody holds these: a child whose parent is killed first goes to init, and if it has dropped the marker

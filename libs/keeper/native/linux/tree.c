@@ -19,8 +19,8 @@ static struct {
 } met[PROCESSES_MAX];
 static size_t met_count;
 
-/* Where the kernel lists no children (CONFIG_PROC_CHILDREN): all processes, read once a walk. */
-static struct {
+/* Where the kernel lists no children (CONFIG_PROC_CHILDREN): all processes, read once a walk; by parent. */
+static struct one {
   pid_t pid;
   pid_t ppid;
 } all[PROCESSES_MAX];
@@ -98,6 +98,22 @@ static void note_process(pid_t pid, void *with) {
   all[all_count++].ppid = process.ppid;
 }
 
+static int by_parent(const void *a, const void *b) {
+  pid_t first = ((const struct one *)a)->ppid, second = ((const struct one *)b)->ppid;
+  return (first > second) - (first < second);
+}
+
+/* Where the children of that parent begin in the list, or would. */
+static size_t first_of(pid_t ppid) {
+  size_t from = 0, to = all_count;
+  while (from < to) {
+    size_t middle = from + (to - from) / 2;
+    if (all[middle].ppid < ppid) from = middle + 1;
+    else to = middle;
+  }
+  return from;
+}
+
 static void walk_children_of(size_t parent) {
   if (children_listed) {
     char path[64];
@@ -108,10 +124,10 @@ static void walk_children_of(size_t parent) {
   if (parent == 0) {
     all_count = 0;
     each_process(note_process, NULL);
+    qsort(all, all_count, sizeof *all, by_parent);
   }
-  for (size_t i = 0; i < all_count; i++) {
-    if (all[i].ppid == met[parent].pid) meet(all[i].pid, parent);
-  }
+  pid_t ppid = met[parent].pid;
+  for (size_t i = first_of(ppid); i < all_count && all[i].ppid == ppid; i++) meet(all[i].pid, parent);
 }
 
 /* All that ancestry can tell comes as SIGCHLD, and ECHILD is the kernel's word that no descendant is left. */
@@ -120,13 +136,28 @@ static int watch(void) { return -1; }
 static void hear(void) {}
 static bool empty(void) { return true; }
 
+/* A signal that its receiver can answer with a fork goes out when the walk is over: sent on the way, it would go to
+   whoever is born of it too, and processes that answer with two more of themselves would be met without end. */
+static void ask_met(enum act act) {
+  struct walk asked = {0};
+  for (size_t i = 1; i < met_count; i++) {
+    struct process process;
+    int handle = process_open(met[i].pid);
+    bool there = handle >= 0 && process_read(met[i].pid, &process) && process.alive;
+    if (there && process.start_ticks == met[i].start_ticks) act_on(act, &process, handle, walk_rows, &asked);
+    if (handle >= 0) process_close(handle);
+  }
+  walk.refused |= asked.refused;
+}
+
 static struct walk pass(enum act act, struct rows *rows) {
-  walk_act = act;
+  walk_act = act == ACT_TERM ? ACT_LOOK : act;
   walk_rows = rows;
   walk = (struct walk){0};
   met[0].pid = getpid();
   met_count = 1;
   for (size_t i = 0; i < met_count; i++) walk_children_of(i);
+  if (act == ACT_TERM) ask_met(act);
   return walk;
 }
 
