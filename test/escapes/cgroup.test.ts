@@ -14,6 +14,7 @@ outlastsNoCeiling('cgroup', on, [
   'ignores-everything.c',
   'stopped.c',
   'handler-respawns.c',
+  'floods-the-keeper.c',
   'clears-environment.c',
   'subreaper-stays.c',
   'stops-the-keeper.c',

@@ -15,6 +15,8 @@ export interface Fixture {
   readonly root?: 'exits';
   /** It ends its keeper, or stops it: the account is the agent's then. */
   readonly without?: 'keeper, killed' | 'keeper, stopped';
+  /** At its ceiling it may have become so many, and no more. */
+  readonly processesMax?: number;
   /** Why it is alive afterwards, under that mechanism alone: docs/containment.md says the same. */
   readonly survives?: Partial<Record<Mechanism, string>>;
   /** Why it may be alive afterwards under kqueue, or not: whether it was seen in time is a race. */
@@ -35,6 +37,7 @@ const special: readonly Fixture[] = [
     file: 'faster-than-a-walk.c',
     untried: 'by the time it is listed it is another process, and its group is that of the caller',
   },
+  { file: 'handler-respawns.c', processesMax: 4 * 101 },
   { file: 'other-uid.c', user: 'root' },
   { file: 'other-gid.c', user: 'root' },
   { file: 'pid-reuse.c', user: 'root' },

@@ -8,5 +8,6 @@ outlastsNoCeiling('kqueue', on, [
   'ignores-everything.c',
   'stopped.c',
   'handler-respawns.c',
+  'floods-the-keeper.c',
   'subreaper-stays.c',
 ]);

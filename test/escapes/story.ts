@@ -278,6 +278,7 @@ export function outlastsNoCeiling(mechanism: Mechanism, on: Stage, files: readon
           fixture.file,
           fixture.without === undefined ? 'ceiling' : ended.cause,
         ]);
+        expect(ended.processes).toBeLessThanOrEqual(fixture.processesMax ?? Infinity);
         // Ceiling, grace, what a keeper may lag behind, and what a loaded machine adds.
         expect(lastedMs).toBeLessThan(1_500 + 2_000 + 500 + 3_000);
       }),

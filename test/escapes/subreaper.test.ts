@@ -8,6 +8,7 @@ outlastsNoCeiling('subreaper', on, [
   'ignores-everything.c',
   'stopped.c',
   'handler-respawns.c',
+  'floods-the-keeper.c',
   'clears-environment.c',
   'subreaper-stays.c',
   'stops-the-keeper.c',

@@ -25,6 +25,7 @@
 #define PASS_MS_MIN 5
 #define PASS_MS_MAX 200
 #define ANCESTORS_MAX 4096
+#define TURN_MS_MAX 5 /* signals, then deaths: a flood of either must not keep us from the clock and the agent */
 #define GROUP_DEATH_US 1000000 /* a group that is killed is dead within moments: who died before that had another reason */
 #define SEND_MS_MAX 100 /* after the request our frames are small: an agent that takes none is as good as gone */
 
@@ -43,6 +44,7 @@ static int64_t silent_boot_ms; /* until when the agent may be silent before it h
 
 static struct process root;
 static bool root_gone, root_stopped;
+static bool unreaped; /* more have ended than one turn could take in */
 static struct row root_end; /* how and how_number */
 
 static const char *cause; /* NULL: the run has not begun to end */
@@ -229,7 +231,7 @@ static int ask(void) {
   for (;;) {
     alarm_at(silent_boot_ms);
     struct pollfd ready[2] = {{.fd = signals, .events = POLLIN}, {.fd = link_fd(), .events = POLLIN}};
-    signals_wait(ready, 2);
+    signals_wait(ready, 2, false);
     struct heard heard;
     while (ready[0].revents != 0 && signals_next(&heard)) {
       bool own = heard.sender == getpid(); /* the SIGPIPE of a closed stderr */
@@ -329,10 +331,11 @@ static void collect(siginfo_t *dead) {
   if (cause == NULL && killed && !attached) unexplained_boot_us = boot_us() - GROUP_DEATH_US;
 }
 
-/* Takes in every child that has ended or stopped; true when nobody is left. */
+/* Takes in the children that have ended or stopped; true when nobody is left. */
 static bool reap(void) {
   bool before = root_gone, none = false;
-  for (;;) {
+  int64_t until_boot_ms = boot_ms() + TURN_MS_MAX;
+  for (unreaped = false; !unreaped; unreaped = boot_ms() >= until_boot_ms) {
     siginfo_t info = {0};
     /* Not collected yet: until then /proc still tells of it. */
     if (waitid(P_ALL, 0, &info, WEXITED | WSTOPPED | WCONTINUED | WNOHANG | WNOWAIT) != 0) {
@@ -408,14 +411,11 @@ static void forward(const struct heard *heard) {
   signal_pass(heard, root.pid);
 }
 
-/* True when a child has changed. */
-static bool hear_signals(void) {
-  bool child = false;
-  for (struct heard heard; signals_next(&heard);) {
-    if (heard.signal == SIGCHLD) child = true;
+static void hear_signals(void) {
+  int64_t until_boot_ms = boot_ms() + TURN_MS_MAX;
+  for (struct heard heard; boot_ms() < until_boot_ms && signals_next(&heard);) {
     if (heard.signal != SIGCHLD || heard.origin == ORIGIN_PROCESS) forward(&heard);
   }
-  return child;
 }
 
 /* --- the agent, while the run lasts ------------------------------------------------------------ */
@@ -522,11 +522,12 @@ static void supervise(void) {
                               {.fd = link_fd(), .events = POLLIN},
                               {.fd = deliver_watch(), .events = POLLIN},
                               {.fd = containment.watch(), .events = POLLIN}};
-    signals_wait(ready, 4);
+    signals_wait(ready, 4, unreaped);
     if (ready[2].revents != 0) deliver_opened();
     if (ready[3].revents != 0) containment.hear();
-    bool changed = ready[0].revents != 0 && hear_signals();
-    if ((changed || ready[3].revents != 0) && reap()) return;
+    if (ready[0].revents != 0) hear_signals();
+    /* Whatever the signal was: a flood of others can keep a SIGCHLD from its turn. */
+    if ((ready[0].revents != 0 || ready[3].revents != 0 || unreaped) && reap()) return;
     if (ready[1].revents != 0) hear_agent();
     if (!root_stopped || cause != NULL || !attached) continue;
     terminal_leave();

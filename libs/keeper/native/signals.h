@@ -23,8 +23,8 @@ struct heard {
 
 /* Holds every signal there is and gives a descriptor that is readable when one has come; -1 and errno. */
 int signals_open(struct inherited *inherited);
-/* poll(2) without an end, with signals and the alarm let in: the first entry is that descriptor. */
-void signals_wait(struct pollfd *ready, nfds_t count);
+/* poll(2), with signals and the alarm let in: the first entry is that descriptor. It waits without an end, or not. */
+void signals_wait(struct pollfd *ready, nfds_t count, bool at_once);
 /* The next signal that has come; false when there is none. */
 bool signals_next(struct heard *heard);
 /* In the child: as the caller had them. */

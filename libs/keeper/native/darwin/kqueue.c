@@ -231,21 +231,18 @@ static void look_when_due(void) {
 }
 
 static void hear(void) {
-  struct kevent events[EVENTS];
+  struct kevent events[EVENTS]; /* once: the rest keeps the queue readable, and a storm of forks nobody waiting */
   struct timespec now = {0};
-  int count;
-  do {
-    count = kevent(queue, NULL, 0, events, EVENTS, &now);
-    for (int i = 0; i < count; i++) {
-      pid_t pid = (pid_t)events[i].ident;
-      if (events[i].filter == EVFILT_TIMER) look_due = true;
-      const struct member *member = events[i].filter == EVFILT_PROC ? member_of(pid) : NULL;
-      if (member == NULL) continue;
-      if (events[i].fflags & (NOTE_FORK | NOTE_EXEC)) note_groups(member, getpgid(pid), getsid(pid));
-      if ((events[i].fflags & NOTE_FORK) && !take_children(pid, 16)) look_due = true;
-      if ((events[i].fflags & NOTE_EXIT) && (member = member_of(pid)) != NULL) forget(member);
-    }
-  } while (count == EVENTS);
+  int count = kevent(queue, NULL, 0, events, EVENTS, &now);
+  for (int i = 0; i < count; i++) {
+    pid_t pid = (pid_t)events[i].ident;
+    if (events[i].filter == EVFILT_TIMER) look_due = true;
+    const struct member *member = events[i].filter == EVFILT_PROC ? member_of(pid) : NULL;
+    if (member == NULL) continue;
+    if (events[i].fflags & (NOTE_FORK | NOTE_EXEC)) note_groups(member, getpgid(pid), getsid(pid));
+    if ((events[i].fflags & NOTE_FORK) && !take_children(pid, 16)) look_due = true;
+    if ((events[i].fflags & NOTE_EXIT) && (member = member_of(pid)) != NULL) forget(member);
+  }
   look_when_due();
 }
 

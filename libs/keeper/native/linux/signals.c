@@ -27,24 +27,17 @@ int signals_open(struct inherited *inherited) {
 }
 
 /* The alarm is a signal too. */
-void signals_wait(struct pollfd *ready, nfds_t count) { poll(ready, count, -1); }
+void signals_wait(struct pollfd *ready, nfds_t count, bool at_once) { poll(ready, count, at_once ? 0 : -1); }
 
 bool signals_next(struct heard *heard) {
-  static struct signalfd_siginfo held[8];
-  static size_t held_count, at;
-  if (at == held_count) {
-    ssize_t got = read(descriptor, held, sizeof held);
-    at = 0;
-    held_count = got > 0 ? (size_t)got / sizeof *held : 0;
-    if (held_count == 0) return false;
-  }
-  const struct signalfd_siginfo *info = &held[at++];
-  *heard = (struct heard){.signal = (int)info->ssi_signo, .uid = info->ssi_uid, .queued = info->ssi_code == SI_QUEUE};
+  struct signalfd_siginfo info; /* one at a time: what is not taken stays in the kernel, where poll sees it */
+  if (read(descriptor, &info, sizeof info) != (ssize_t)sizeof info) return false;
+  *heard = (struct heard){.signal = (int)info.ssi_signo, .uid = info.ssi_uid, .queued = info.ssi_code == SI_QUEUE};
   /* What is written to a terminal has SI_KERNEL, the alarm SI_TIMER; other words of the kernel are positive. */
-  if (info->ssi_code == SI_KERNEL) heard->origin = ORIGIN_TERMINAL;
-  else if (info->ssi_code > 0 || info->ssi_code == SI_TIMER) heard->origin = ORIGIN_KERNEL;
-  else heard->sender = (pid_t)info->ssi_pid;
-  heard->value.sival_ptr = (void *)(uintptr_t)info->ssi_ptr;
+  if (info.ssi_code == SI_KERNEL) heard->origin = ORIGIN_TERMINAL;
+  else if (info.ssi_code > 0 || info.ssi_code == SI_TIMER) heard->origin = ORIGIN_KERNEL;
+  else heard->sender = (pid_t)info.ssi_pid;
+  heard->value.sival_ptr = (void *)(uintptr_t)info.ssi_ptr;
   return true;
 }
 

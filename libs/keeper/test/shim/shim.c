@@ -5,7 +5,8 @@
    - NOTE_FORK does not say who was born, and several forks are one event.
    - KERN_PROCARGS2 of another user's process: EINVAL; of a program that came with the system: no environment.
    - No subreaper: an orphan goes to init. No pidfd for the keeper, no /proc, no memfd, no signalfd.
-   It is weaker than macOS in one thing: a fork is noticed when the child is still its parent's after TICK_US. */
+   It is weaker than macOS in one thing: a fork is noticed when the child is still its parent's after TICK_US. And it
+   tells of some that were none: a new thread looks like one from outside. */
 #undef send
 #undef setsockopt
 
@@ -31,23 +32,23 @@
 
 #define TICK_US 500
 #define QUEUES_MAX 8
-#define CHILDREN_MAX 512
+#define BUCKETS 4096
+#define NEW_PIDS_MAX 4096 /* of more in one tick, everybody is looked at instead */
 
 struct knote {
-  struct knote *next;
+  struct knote *next, *next_pending;
   uintptr_t ident;
   int16_t filter;
   uint16_t flags;
   uint32_t fflags, pending;
   int fd; /* pidfd or timerfd */
-  pid_t children[CHILDREN_MAX];
-  int child_count;
 };
 
 static struct queue {
   int epoll; /* what kqueue() returned */
-  int hint;  /* eventfd: a fork was noticed */
-  struct knote *knotes;
+  int hint;  /* eventfd: there is more to tell than epoll knows of */
+  struct knote *buckets[BUCKETS];
+  struct knote *pending, **pending_end;
 } queues[QUEUES_MAX];
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static bool ticking;
@@ -91,6 +92,12 @@ static bool stat_of(pid_t pid, struct stat_line *line) {
 
 static bool is_zombie(const struct stat_line *line) {
   return line->state == 'X' || (line->state == 'Z' && line->threads <= 1);
+}
+
+static long last_pid(void) {
+  char text[256];
+  char *blank = read_all("/proc/loadavg", text, sizeof text) > 0 ? strrchr(text, ' ') : NULL;
+  return blank == NULL ? -1 : strtol(blank, NULL, 10);
 }
 
 static int numbers_in(const char *path, pid_t *pids, int count_max) {
@@ -201,10 +208,36 @@ static struct queue *queue_of(int epoll) {
   return NULL;
 }
 
-static void put_away(struct queue *queue, struct knote *knote) {
-  for (struct knote **at = &queue->knotes; *at != NULL; at = &(*at)->next) {
+/* Where that one stands, or where it would. */
+static struct knote **place_of(struct queue *queue, uintptr_t ident, int16_t filter) {
+  struct knote **at = &queue->buckets[ident % BUCKETS];
+  while (*at != NULL && ((*at)->ident != ident || (*at)->filter != filter)) at = &(*at)->next;
+  return at;
+}
+
+static void pend(struct queue *queue, struct knote *knote, uint32_t what) {
+  if (knote->pending == 0) {
+    knote->next_pending = NULL;
+    *queue->pending_end = knote;
+    queue->pending_end = &knote->next_pending;
+  }
+  knote->pending |= what;
+}
+
+static struct knote *take_pending(struct queue *queue) {
+  struct knote *first = queue->pending;
+  if (first != NULL) queue->pending = first->next_pending;
+  if (queue->pending == NULL) queue->pending_end = &queue->pending;
+  return first;
+}
+
+static void put_away(struct queue *queue, struct knote **place) {
+  struct knote *knote = *place;
+  *place = knote->next;
+  for (struct knote **at = &queue->pending; knote->pending != 0 && *at != NULL; at = &(*at)->next_pending) {
     if (*at != knote) continue;
-    *at = knote->next;
+    *at = knote->next_pending;
+    if (*at == NULL) queue->pending_end = at;
     break;
   }
   close(knote->fd); /* which takes it out of the epoll set, too */
@@ -223,17 +256,15 @@ int kqueue(void) {
   int epoll = epoll_create1(EPOLL_CLOEXEC);
   /* Closed by its user, a queue is one no more; its number comes again. */
   struct queue *queue = queue_of(epoll);
-  while (queue != NULL && queue->knotes != NULL) {
-    struct knote *first = queue->knotes;
-    queue->knotes = first->next;
-    close(first->fd);
-    free(first);
+  for (int i = 0; queue != NULL && i < BUCKETS; i++) {
+    while (queue->buckets[i] != NULL) put_away(queue, &queue->buckets[i]);
   }
   for (int i = 0; queue == NULL && i < QUEUES_MAX; i++) {
     if (queues[i].hint == 0) queue = &queues[i];
   }
   if (epoll >= 0 && queue != NULL) {
     queue->epoll = epoll;
+    queue->pending_end = &queue->pending;
     if (queue->hint == 0) queue->hint = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     epoll_ctl(epoll, EPOLL_CTL_ADD, queue->hint, &readable);
   }
@@ -241,41 +272,42 @@ int kqueue(void) {
   return queue == NULL ? -1 : epoll;
 }
 
-/* Whether a child is there that was not there before. */
-static bool has_forked(struct knote *knote) {
-  pid_t now[CHILDREN_MAX];
-  int count = proc_listchildpids((pid_t)knote->ident, now, (int)sizeof now);
-  bool found = false;
-  for (int i = 0; i < count && !found; i++) {
-    found = true;
-    for (int j = 0; j < knote->child_count && found; j++) found = knote->children[j] != now[i];
+/* A process, or a thread, that is new: its parent has forked. False where there is none of that number. */
+static bool note_new(pid_t pid) {
+  struct stat_line line;
+  if (!stat_of(pid, &line)) return false;
+  pthread_mutex_lock(&lock);
+  for (int i = 0; i < QUEUES_MAX; i++) {
+    struct knote *parent = *place_of(&queues[i], (uintptr_t)line.ppid, EVFILT_PROC);
+    if (parent == NULL || !(parent->fflags & NOTE_FORK)) continue;
+    pend(&queues[i], parent, NOTE_FORK);
+    eventfd_write(queues[i].hint, 1);
   }
-  memcpy(knote->children, now, (size_t)count * sizeof *now);
-  knote->child_count = count;
-  return found;
+  pthread_mutex_unlock(&lock);
+  return true;
 }
 
-/* The last number of /proc/loadavg is the last pid that was given: as long as it stays, nobody has forked. */
+/* The last number of /proc/loadavg is the last pid that was given: whoever is new stands between that of the tick
+   before and this one. The numbers go round, and a test steers them: then it may be anybody. */
 static void *tick(void *with) {
-  char last[256] = "";
+  static pid_t everybody[65536], unborn[NEW_PIDS_MAX]; /* the number is given away before anybody can be seen under it */
+  int unborn_count = 0;
+  long last = (long)(intptr_t)with;
   for (;;) {
     usleep(TICK_US);
-    char text[256];
-    if (read_all("/proc/loadavg", text, sizeof text) <= 0) return with;
-    const char *now = strrchr(text, ' ');
-    if (now == NULL || strcmp(now, last) == 0) continue;
-    snprintf(last, sizeof last, "%s", now);
-    pthread_mutex_lock(&lock);
-    for (int i = 0; i < QUEUES_MAX; i++) {
-      bool hint = false;
-      for (struct knote *knote = queues[i].knotes; knote != NULL; knote = knote->next) {
-        if (knote->filter != EVFILT_PROC || !(knote->fflags & NOTE_FORK) || !has_forked(knote)) continue;
-        knote->pending |= NOTE_FORK;
-        hint = true;
+    while (unborn_count > 0) note_new(unborn[--unborn_count]);
+    long now = last_pid();
+    if (now < 0) return NULL;
+    if (now == last) continue;
+    if (now > last && now - last <= NEW_PIDS_MAX) {
+      while (last < now) {
+        if (!note_new((pid_t)++last)) unborn[unborn_count++] = (pid_t)last;
       }
-      if (hint) eventfd_write(queues[i].hint, 1);
+      continue;
     }
-    pthread_mutex_unlock(&lock);
+    int count = proc_listallpids(everybody, (int)sizeof everybody);
+    for (int i = 0; i < count; i++) note_new(everybody[i]);
+    last = now;
   }
 }
 
@@ -287,11 +319,10 @@ static int watch_process(struct knote *knote) {
   if (knote->fd < 0 || !stat_of(pid, &line) || is_zombie(&line)) return ESRCH;
   bool status = (knote->fflags & NOTE_EXIT) && (knote->fflags & NOTE_EXITSTATUS);
   if (status && line.ppid != getpid() && kill(pid, 0) != 0) return EACCES;
-  has_forked(knote); /* only what comes after this is told */
   if (ticking) return 0;
   ticking = true;
   pthread_t thread;
-  return pthread_create(&thread, NULL, tick, NULL); /* with every signal blocked, as here */
+  return pthread_create(&thread, NULL, tick, (void *)(intptr_t)last_pid()); /* with every signal blocked, as here */
 }
 
 static int set_timer(struct knote *knote, intptr_t data) {
@@ -307,9 +338,8 @@ static int set_timer(struct knote *knote, intptr_t data) {
 }
 
 static int change_one(struct queue *queue, const struct kevent *change) {
-  struct knote *knote = queue->knotes;
-  while (knote != NULL && (knote->ident != change->ident || knote->filter != change->filter)) knote = knote->next;
-  if (change->flags & EV_DELETE) return knote == NULL ? ENOENT : (put_away(queue, knote), 0);
+  struct knote **place = place_of(queue, change->ident, change->filter), *knote = *place;
+  if (change->flags & EV_DELETE) return knote == NULL ? ENOENT : (put_away(queue, place), 0);
   bool known = knote != NULL;
   if (!known) knote = calloc(1, sizeof *knote);
   if (knote == NULL) return ENOMEM;
@@ -323,8 +353,7 @@ static int change_one(struct queue *queue, const struct kevent *change) {
   struct epoll_event readable = {.events = EPOLLIN, .data = {.ptr = knote}};
   if (fault == 0 && epoll_ctl(queue->epoll, EPOLL_CTL_ADD, knote->fd, &readable) != 0) fault = errno;
   if (fault == 0) {
-    knote->next = queue->knotes;
-    queue->knotes = knote;
+    *place = knote;
     return 0;
   }
   if (knote->fd >= 0) close(knote->fd);
@@ -341,20 +370,19 @@ static int take_events(struct queue *queue, struct kevent *events, int event_cou
     struct knote *knote = ready[i].data.ptr;
     uint64_t rang;
     if (knote == NULL) continue;
-    if (knote->filter == EVFILT_PROC) knote->pending |= NOTE_EXIT;
-    else if (read(knote->fd, &rang, sizeof rang) == (ssize_t)sizeof rang) knote->pending |= 1;
+    if (knote->filter == EVFILT_PROC) pend(queue, knote, NOTE_EXIT);
+    else if (read(knote->fd, &rang, sizeof rang) == (ssize_t)sizeof rang) pend(queue, knote, 1);
   }
-  for (struct knote *knote = queue->knotes, *next; knote != NULL && count < event_count; knote = next) {
-    next = knote->next;
-    if (knote->pending == 0) continue;
+  for (struct knote *knote; count < event_count && (knote = take_pending(queue)) != NULL;) {
     events[count] = (struct kevent){.ident = knote->ident, .filter = knote->filter, .flags = knote->flags};
     if (knote->filter == EVFILT_PROC) events[count].fflags = knote->pending & knote->fflags;
     bool over = knote->filter == EVFILT_PROC ? knote->pending & NOTE_EXIT : knote->flags & EV_ONESHOT;
     if (over) events[count].flags |= EV_EOF | EV_ONESHOT;
     knote->pending = 0;
     count++;
-    if (over) put_away(queue, knote);
+    if (over) put_away(queue, place_of(queue, knote->ident, knote->filter));
   }
+  if (queue->pending != NULL) eventfd_write(queue->hint, 1);
   return count;
 }
 
