@@ -17,13 +17,16 @@ export interface EscapesOptions {
   readonly log: Log;
 }
 
+/** Undefined where nobody could look: that nothing was found says nothing then. */
+type Found = readonly Outsider[] | undefined;
+
 /** One scan at a time serves everybody who asked before it began: its price does not grow with the runs. */
 export class Escapes implements AsyncDisposable {
   readonly #options: EscapesOptions;
   #timer: NodeJS.Timeout | undefined;
-  #running: Promise<readonly Outsider[]> | undefined;
-  #next: Promise<readonly Outsider[]> | undefined;
-  #shared: Promise<readonly Outsider[]> | undefined;
+  #running: Promise<Found> | undefined;
+  #next: Promise<Found> | undefined;
+  #shared: Promise<Found> | undefined;
   readonly #closing = new AbortController();
   #closed = false;
 
@@ -43,14 +46,14 @@ export class Escapes implements AsyncDisposable {
   }
 
   /** The escapes of all open runs, by a scan that begins after this call. Never throws: the log says what failed. */
-  async look(): Promise<readonly Outsider[]> {
+  async look(): Promise<Found> {
     if (this.#running === undefined) return (this.#running = this.#look().finally(() => this.#advance()));
     this.#next ??= this.#running.then(() => (this.#running = this.#look().finally(() => this.#advance())));
     return this.#next;
   }
 
   /** The same, for whoever has time: one scan serves all who ask within `escapeLookShareMs`. */
-  lookShared(): Promise<readonly Outsider[]> {
+  lookShared(): Promise<Found> {
     this.#shared ??= wait(escapeLookShareMs, undefined, { signal: this.#closing.signal })
       .catch(() => {})
       .then(() => {
@@ -73,7 +76,7 @@ export class Escapes implements AsyncDisposable {
     this.#next = undefined;
   }
 
-  async #look(): Promise<readonly Outsider[]> {
+  async #look(): Promise<Found> {
     const { open, scan, record, log } = this.#options;
     try {
       const runs = open();
@@ -89,7 +92,7 @@ export class Escapes implements AsyncDisposable {
       return found;
     } catch (error) {
       log.error({ err: error }, 'escapes could not be looked for');
-      return [];
+      return undefined;
     }
   }
 }

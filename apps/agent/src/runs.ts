@@ -353,8 +353,8 @@ export class Runs implements AsyncDisposable {
     // A scan costs more than a short run: exits share one. What was asked for by somebody does not wait.
     const escapes = this.#options.escapes();
     const outside = await (end.cause === 'exit' ? escapes.lookShared() : escapes.look());
-    const clean = !outside.some(({ grantId }) => grantId === run.grantId);
-    if (clean && (await this.#options.groups.emptied(run.runId))) this.#close(run, end);
+    const clean = outside?.every(({ grantId }) => grantId !== run.grantId);
+    if (clean === true && (await this.#options.groups.emptied(run.runId))) this.#close(run, end);
     else await this.#sweep(run);
   }
 

@@ -124,7 +124,7 @@ export interface Scene {
   /** What the next sweeps find. */
   found: () => Promise<SweepResult>;
   /** Who holds a marker outside of its tree. */
-  outside: () => Promise<readonly Outsider[]>;
+  outside: () => Promise<readonly Outsider[] | undefined>;
   /** Pids that count as living. */
   readonly living: Set<number>;
 }

@@ -316,6 +316,16 @@ describe('the end', () => {
     expect(body?.rows.at(-1)).toMatchObject({ pid: 9, how: 'killed:9', name: 'at', endedBootMs: 5 });
   });
 
+  it('is not taken for clean where nobody could look for escapes: it is swept', async () => {
+    const s = await scene();
+    await running(s);
+    s.outside = async () => undefined;
+    s.runs.ended(grantId(1), ended(s.clock));
+    await settle();
+    expect(s.swept).toEqual([grantId(1)]);
+    expect(s.spool.of('ended')).toHaveLength(1);
+  });
+
   it('of a command that could not be executed is not_started', async () => {
     const s = await scene();
     const { grantId: id } = await s.runs.admit(ask(), peer);
