@@ -94,6 +94,7 @@ if (platform === 'linux') {
   outputs.push(
     { name: 'pty-run', sources: ['pty_test.c'], ways: programs },
     { name: 'signal-count', sources: ['signal_test.c'], ways: programs },
+    { name: 'flood', sources: ['flood_test.c'], ways: programs },
     { name: 'clock-calls', sources: ['clocks_test.c'], ways: programs },
     { name: 'agent-least', sources: ['agent_test.c', 'frame.c'], ways: programs },
     { name: 'spawn-times', sources: ['spawn_test.c'], ways: programs },

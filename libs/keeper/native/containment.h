@@ -29,7 +29,7 @@ struct containment {
   void (*hear)(void);
   /* Asked once no child of our own is left: whether that means that nobody of the tree is. */
   bool (*empty)(void);
-  /* One walk over the living tree, parents before children. */
+  /* One walk over the living tree. */
   struct walk (*pass)(enum act act, struct rows *rows);
 };
 

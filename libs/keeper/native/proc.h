@@ -16,6 +16,7 @@ struct process {
   uint64_t start_ticks; /* with pid, names a process for ever. Linux: clock ticks; macOS: microseconds */
   bool alive;           /* false: a zombie */
   bool stopped;         /* by job control or a tracer */
+  bool threaded;        /* Linux: its threads have children of their own */
   char name[NAME_BYTES];
 };
 

@@ -25,7 +25,7 @@
 #define PASS_MS_MIN 5
 #define PASS_MS_MAX 200
 #define ANCESTORS_MAX 4096
-#define TURN_MS_MAX 5 /* signals, then deaths: a flood of either must not keep us from the clock and the agent */
+#define TURN_MS_MAX 10 /* signals, then deaths: a flood of either must not keep us from the clock and the agent */
 #define GROUP_DEATH_US 1000000 /* a group that is killed is dead within moments: who died before that had another reason */
 #define SEND_MS_MAX 100 /* after the request our frames are small: an agent that takes none is as good as gone */
 
@@ -39,7 +39,6 @@ static int64_t fresh_until_boot_ms = NEVER; /* a strict grant's; the agent moves
 static int64_t grace_ms;
 static bool waits; /* --on-exit wait, until somebody asks it to end */
 static struct said said;
-
 static int64_t silent_boot_ms; /* until when the agent may be silent before it has answered */
 
 static struct process root;
@@ -264,9 +263,11 @@ static int act(enum act what) {
 static int kill_pass(void) {
   /* The first kills at once. What outlives it forks faster than we walk: stopped processes neither fork nor
      take the processor that we need to reach the others. */
+  int64_t began_boot_ms = boot_ms();
   if (kill_passes++ > 0) act(ACT_STOP), act(ACT_STOP);
   int living = act(ACT_KILL);
-  pass_boot_ms = boot_ms() + pass_pause_ms;
+  int64_t took_ms = boot_ms() - began_boot_ms; /* and as long again for what else there is to do */
+  pass_boot_ms = began_boot_ms + took_ms + (took_ms > pass_pause_ms ? took_ms : pass_pause_ms);
   pass_pause_ms = earlier(pass_pause_ms * 2, PASS_MS_MAX);
   return living;
 }
@@ -333,9 +334,8 @@ static void collect(siginfo_t *dead) {
 
 /* Takes in the children that have ended or stopped; true when nobody is left. */
 static bool reap(void) {
-  bool before = root_gone, none = false;
-  int64_t until_boot_ms = boot_ms() + TURN_MS_MAX;
-  for (unreaped = false; !unreaped; unreaped = boot_ms() >= until_boot_ms) {
+  bool before = root_gone, none = unreaped = false;
+  for (int64_t until_boot_ms = boot_ms() + TURN_MS_MAX; !unreaped; unreaped = boot_ms() >= until_boot_ms) {
     siginfo_t info = {0};
     /* Not collected yet: until then /proc still tells of it. */
     if (waitid(P_ALL, 0, &info, WEXITED | WSTOPPED | WCONTINUED | WNOHANG | WNOWAIT) != 0) {
@@ -571,7 +571,8 @@ static int exit_code(void) {
 int run(const struct request *wanted) {
   request = wanted;
   if (!prepare()) {
-    say("cannot prepare to hold a run: %s", strerror(errno));
+    /* The alarm of clock.c is a signal, for which the kernel sets one aside. */
+    say("cannot prepare to hold a run: %s%s", strerror(errno), errno == EAGAIN ? " (pending signals: ulimit -i)" : "");
     return EXIT_CUSTODY;
   }
   int code = put_request(request, &said);

@@ -123,7 +123,8 @@ describe.each([...builds, ...(variant === undefined ? [] : [variant])])(
       expect(found.filter((row) => how(row) === 'killed:9')).toHaveLength(5);
       expect(found.find(({ pid }) => pid === root.pid)).toMatchObject({ how: { kind: 'killed', number: 9 } });
       expect(unlisted(ended)).toEqual({ exit: 300 + 5 - rowsMax });
-      expect(number(ended, 'processes')).toBe(305);
+      // Of the three that it waits for, the shell may collect one that dies before the shell has come to stop.
+      expect([302, 303, 304, 305]).toContain(number(ended, 'processes'));
     });
   },
 );

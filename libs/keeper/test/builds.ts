@@ -47,6 +47,8 @@ function unprotected(...names: string[]): string {
 
 /** Runs a command on a terminal of its own: native/pty_test.c. */
 export const ptyRun = `${room}build/pty-run`;
+/** Floods its parent with signals: native/flood_test.c. */
+export const flood = `${room}build/flood`;
 /** Which clocks a program asks the kernel for: native/clocks_test.c. */
 export const clockCalls = `${room}build/clock-calls`;
 export const release = at('release', `${room}build/`);

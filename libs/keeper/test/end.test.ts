@@ -7,7 +7,7 @@ import { afterEach, describe, expect, it } from 'vitest';
 import { fieldAll, number, parseProcRow, text, type Frame } from '../src/frames.ts';
 import { bootTimeMs } from '../src/native.ts';
 import { sweep } from '../src/sweep.ts';
-import { keepers, kqueue, release, variant, type Build } from './builds.ts';
+import { flood, keepers, kqueue, release, variant, type Build } from './builds.ts';
 import {
   alive,
   children,
@@ -148,6 +148,19 @@ describe.each([...keepers, ...(variant === undefined ? [] : [variant])])(
       expect([alive(root.pid), alive(left), holders(id)]).toEqual([false, false, []]);
       expect(rows(ended).every((row) => row.how.kind === 'killed' && row.how.number === 9)).toBe(true);
       expect((await run.exit).code).toBe(123);
+    });
+
+    it('a parent that is killed with its child sees nothing of it', async () => {
+      await using agent = await FakeAgent.start();
+      const script = 'echo up; while :; do sleep 300; echo again; done';
+      const { run, link, root } = await running(build, agent, script);
+      await using _ = run;
+      await run.says(/up\n/);
+      await until(() => children(root.pid).length === 1, 'it waits for its child');
+      end(link, 'revoked', 0);
+      await link.expect('ended');
+      expect((await run.exit).code).toBe(123);
+      expect(await run.output()).toBe('up\n');
     });
 
     it('a later end only shortens the grace, and the first cause stays', async () => {
@@ -336,9 +349,10 @@ it('without an agent the ceiling holds, and the account is offered for two secon
 
 it.each([release, kqueue])('a flood of signals does not keep the ceiling off ($name)', async (build) => {
   await using agent = await FakeAgent.start();
-  const flood = `f() { while :; do kill -USR1 "$PPID"; kill -34 "$PPID"; done; }`;
-  const script = `trap '' USR1 TERM; ${flood}; f & f & f & f & echo up; wait`;
-  const { run, root } = await running(build, agent, script, { ceilingInMs: 700, graceMs: 200 });
+  const { run, root } = await running(build, agent, `exec ${flood}`, {
+    ceilingInMs: 700,
+    graceMs: 200,
+  });
   await using _ = run;
   await run.says(/up\n/);
   const from = performance.now();

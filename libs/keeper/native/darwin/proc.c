@@ -27,6 +27,7 @@ bool process_read(pid_t pid, struct process *process) {
   process->start_ticks =
       (uint64_t)info.kp_proc.p_starttime.tv_sec * 1000000 + (uint64_t)info.kp_proc.p_starttime.tv_usec;
   process->alive = info.kp_proc.p_stat != SZOMB;
+  process->threaded = false;
   process->stopped = info.kp_proc.p_stat == SSTOP;
   size_t name_bytes = strnlen(info.kp_proc.p_comm, sizeof info.kp_proc.p_comm);
   memcpy(process->name, info.kp_proc.p_comm, name_bytes);

@@ -52,6 +52,7 @@ bool process_read(pid_t pid, struct process *process) {
     at = end;
   }
   /* A leader that has ended before its other threads shows as a zombie, and the process lives on. */
+  process->threaded = threads > 1;
   process->alive = state != 'X' && state != 'x' && (state != 'Z' || threads > 1);
   return true;
 }

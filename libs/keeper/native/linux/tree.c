@@ -12,12 +12,18 @@
 #include <sys/prctl.h>
 #include <unistd.h>
 
+#define HANDLES_MAX 64
+
 /* Who has been met in this walk; the queue of the walk itself. */
-static struct {
+static struct met {
   pid_t pid;
+  int handle; /* -1: closed, or not kept */
+  bool over;  /* it had no children, and has been acted on */
   uint64_t start_ticks;
 } met[PROCESSES_MAX];
 static size_t met_count;
+static struct process read_as[PROCESSES_MAX]; /* the same, where they are acted on later */
+static size_t handles; /* kept */
 
 /* Where the kernel lists no children (CONFIG_PROC_CHILDREN): all processes, read once a walk; by parent. */
 static struct one {
@@ -40,30 +46,92 @@ static bool prepare(void) {
   return prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0;
 }
 
+static int by_parent(const void *a, const void *b) {
+  pid_t first = ((const struct one *)a)->ppid, second = ((const struct one *)b)->ppid;
+  return (first > second) - (first < second);
+}
+
+/* Where the children of that parent begin in the list, or would. */
+static size_t first_of(pid_t ppid) {
+  size_t from = 0, to = all_count;
+  while (from < to) {
+    size_t middle = from + (to - from) / 2;
+    if (all[middle].ppid < ppid) from = middle + 1;
+    else to = middle;
+  }
+  return from;
+}
+
+static bool childless(const struct process *process) {
+  if (!children_listed) {
+    size_t first = first_of(process->pid);
+    return first == all_count || all[first].ppid != process->pid;
+  }
+  char path[96], byte;
+  snprintf(path, sizeof path, "/proc/%d/task/%d/children", (int)process->pid, (int)process->pid);
+  int fd = process->threaded ? -1 : open(path, O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return false;
+  ssize_t got = read(fd, &byte, 1);
+  close(fd);
+  return got == 0;
+}
+
+static void give_up(size_t i) {
+  if (met[i].handle < 0) return;
+  process_close(met[i].handle);
+  met[i].handle = -1;
+  handles--;
+}
+
+/* Where descriptors are short, those that were kept are the first to go. */
+static int open_one(pid_t pid) {
+  int handle = process_open(pid);
+  if (handle >= 0 || errno == ESRCH || handles == 0) return handle;
+  for (size_t i = 1; i < met_count; i++) give_up(i);
+  return process_open(pid);
+}
+
+/* What the walk is for, to one that was met before. */
+static void act_on_met(size_t i) {
+  struct process now;
+  int handle = met[i].handle >= 0 ? met[i].handle : open_one(met[i].pid);
+  bool same = handle >= 0 && (handle == met[i].handle || (process_read(met[i].pid, &now) && now.alive &&
+                                                           now.start_ticks == met[i].start_ticks));
+  if (same) act_on(walk_act, &read_as[i], handle, walk_rows, &walk);
+  if (met[i].handle >= 0) give_up(i);
+  else if (handle >= 0) process_close(handle);
+}
+
+/* The pid may have been given to a stranger since it was listed. The order is the proof: it was opened, is read, and is
+   then seen to be still there, so what was read is about it; and its parent is still the process that was met. One
+   that has just become our own child is ours anyway. */
+static bool is_ours(pid_t pid, int handle, size_t parent, struct process *process) {
+  if (!process_read(pid, process) || !process->alive || process_signal(handle, process, 0) == ESRCH) return false;
+  if (process->ppid == met[0].pid) return true;
+  struct process above;
+  return process->ppid == met[parent].pid && process_read(process->ppid, &above) &&
+         above.start_ticks == met[parent].start_ticks;
+}
+
 static void meet(pid_t pid, size_t parent) {
   if (met_count == PROCESSES_MAX) return; /* those beyond are met when these are dead */
   /* One that changes parents during the walk is listed twice. Quadratic, so exact in small trees only. */
   for (size_t i = 1; i < met_count && met_count < 1024; i++) {
     if (met[i].pid == pid) return;
   }
-  int handle = process_open(pid);
-  if (handle < 0) return;
   struct process process;
-  /* The pid may have been given to a stranger since it was listed. The order is the proof: open, read, and
-     then see that what was opened is still there, so what was read is about it; and that its parent
-     is still the process that was met. One that has just become our own child is ours anyway. */
-  bool ours = process_read(pid, &process) && process.alive && process_signal(handle, &process, 0) != ESRCH;
-  if (ours && process.ppid != met[0].pid) {
-    struct process above;
-    ours = process.ppid == met[parent].pid && process_read(process.ppid, &above) &&
-           above.start_ticks == met[parent].start_ticks;
-  }
-  if (ours) {
-    act_on(walk_act, &process, handle, walk_rows, &walk);
-    met[met_count].pid = pid;
-    met[met_count++].start_ticks = process.start_ticks;
-  }
-  process_close(handle);
+  int handle = open_one(pid);
+  bool ours = handle >= 0 && is_ours(pid, handle, parent, &process);
+  bool over = ours && walk_act == ACT_KILL && childless(&process);
+  bool later = ours && !over && (walk_act == ACT_KILL || walk_act == ACT_TERM);
+  bool keep = later && handles < HANDLES_MAX;
+  if (ours && !later) act_on(walk_act, &process, handle, walk_rows, &walk);
+  /* A parent is not to see its children die: it would collect them behind our back, or start others. */
+  if (later && walk_act == ACT_KILL) process_signal(handle, &process, SIGSTOP);
+  if (later) read_as[met_count] = process;
+  if (ours) met[met_count++] = (struct met){pid, keep ? handle : -1, over, process.start_ticks};
+  if (keep) handles++;
+  else if (handle >= 0) process_close(handle);
 }
 
 static void meet_children_of_thread(pid_t thread, void *with) {
@@ -98,22 +166,6 @@ static void note_process(pid_t pid, void *with) {
   all[all_count++].ppid = process.ppid;
 }
 
-static int by_parent(const void *a, const void *b) {
-  pid_t first = ((const struct one *)a)->ppid, second = ((const struct one *)b)->ppid;
-  return (first > second) - (first < second);
-}
-
-/* Where the children of that parent begin in the list, or would. */
-static size_t first_of(pid_t ppid) {
-  size_t from = 0, to = all_count;
-  while (from < to) {
-    size_t middle = from + (to - from) / 2;
-    if (all[middle].ppid < ppid) from = middle + 1;
-    else to = middle;
-  }
-  return from;
-}
-
 static void walk_children_of(size_t parent) {
   if (children_listed) {
     char path[64];
@@ -136,28 +188,21 @@ static int watch(void) { return -1; }
 static void hear(void) {}
 static bool empty(void) { return true; }
 
-/* A signal that its receiver can answer with a fork goes out when the walk is over: sent on the way, it would go to
-   whoever is born of it too, and processes that answer with two more of themselves would be met without end. */
-static void ask_met(enum act act) {
-  struct walk asked = {0};
-  for (size_t i = 1; i < met_count; i++) {
-    struct process process;
-    int handle = process_open(met[i].pid);
-    bool there = handle >= 0 && process_read(met[i].pid, &process) && process.alive;
-    if (there && process.start_ticks == met[i].start_ticks) act_on(act, &process, handle, walk_rows, &asked);
-    if (handle >= 0) process_close(handle);
-  }
-  walk.refused |= asked.refused;
-}
-
 static struct walk pass(enum act act, struct rows *rows) {
-  walk_act = act == ACT_TERM ? ACT_LOOK : act;
+  walk_act = act;
   walk_rows = rows;
   walk = (struct walk){0};
-  met[0].pid = getpid();
+  met[0] = (struct met){.pid = getpid(), .handle = -1};
   met_count = 1;
-  for (size_t i = 0; i < met_count; i++) walk_children_of(i);
-  if (act == ACT_TERM) ask_met(act);
+  for (size_t i = 0; i < met_count; i++) {
+    if (met[i].over) continue;
+    walk_children_of(i);
+    /* Not before: the children of who dies are ours from then on, and would be met in the next walk only. */
+    if (i > 0 && act == ACT_KILL) act_on_met(i);
+  }
+  /* To nobody before all have been met: sent on the way, TERM would go to whoever is born of it too, and of processes
+     that answer with two more of themselves there would be no end. */
+  for (size_t i = 1; act == ACT_TERM && i < met_count; i++) act_on_met(i);
   return walk;
 }
 
