@@ -15,6 +15,7 @@ outlastsNoCeiling('cgroup', on, [
   'stopped.c',
   'handler-respawns.c',
   'floods-the-keeper.c',
+  'blinds-the-keeper.c',
   'clears-environment.c',
   'subreaper-stays.c',
   'stops-the-keeper.c',

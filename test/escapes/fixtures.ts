@@ -51,6 +51,8 @@ const special: readonly Fixture[] = [
   { file: 'nohup.sh', root: 'exits' },
   { file: 'setuid-program.c', needs: 'setuid file' },
   { file: 'kills-the-keeper.c', without: 'keeper, killed' },
+  { file: 'blinds-the-keeper.c', without: 'keeper, stopped' },
+  { file: 'starves-the-keeper.c', without: 'keeper, stopped' },
   { file: 'stops-the-keeper.c', without: 'keeper, stopped', missed: unseen },
   {
     file: 'kills-the-keeper-unmarked.c',

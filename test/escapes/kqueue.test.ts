@@ -9,5 +9,6 @@ outlastsNoCeiling('kqueue', on, [
   'stopped.c',
   'handler-respawns.c',
   'floods-the-keeper.c',
+  'blinds-the-keeper.c',
   'subreaper-stays.c',
 ]);

@@ -9,6 +9,7 @@ outlastsNoCeiling('subreaper', on, [
   'stopped.c',
   'handler-respawns.c',
   'floods-the-keeper.c',
+  'blinds-the-keeper.c',
   'clears-environment.c',
   'subreaper-stays.c',
   'stops-the-keeper.c',
