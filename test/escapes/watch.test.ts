@@ -33,17 +33,17 @@ describe('a tree in a group', () => {
     const from = performance.now();
     process.kill(run.pid, 'SIGKILL');
     await gone(run);
-    expect(performance.now() - from).toBeLessThan(1_500);
+    expect(performance.now() - from).toBeLessThan(10_000);
     expect(await on.ended(run)).toMatchObject({ cause: 'lost', proof: 'sweep' });
   });
 
   test('whose keeper is stopped, and stopped again, is dead at ceiling and grace, and so is the keeper', async () => {
-    const run = await on.run(['sh', '-c', script], { flags: ['--ttl', '500ms'], keeperDies: true });
+    const run = await on.run(['sh', '-c', script], { flags: ['--ttl', '2s'], keeperDies: true });
     // Its own alarm continues it at the ceiling: once is not enough.
     const stopping = setInterval(() => alive(run.pid) && process.kill(run.pid, 'SIGSTOP'), 1);
     const from = performance.now();
     await gone(run).finally(() => clearInterval(stopping));
-    expect(performance.now() - from).toBeLessThan(500 + 2_000 + 1_000);
+    expect(performance.now() - from).toBeLessThan(2_000 + 2_000 + 10_000);
     expect(await on.ended(run)).toMatchObject({ cause: 'ceiling' });
     await until(() => !alive(run.pid), 'the keeper is gone');
   });
@@ -57,7 +57,7 @@ describe('a tree in a group', () => {
   });
 
   test('goes on to its ceiling under its keeper while the agent is stopped', async () => {
-    const run = await on.run(['sh', '-c', script], { flags: ['--ttl', '1s'] });
+    const run = await on.run(['sh', '-c', script], { flags: ['--ttl', '3s'] });
     const part = on.kit.constellation.part('host-a');
     process.kill(part.pid, 'SIGSTOP');
     try {

@@ -16,10 +16,10 @@ import { wholeChains } from './chains.ts';
 // Durable: what Postgres said it had committed must be there after it was killed.
 const kit = withConstellation({ hosts: 1, durable: true });
 const holds = ['KEY=custody://prod/stripe/api_key'];
-const ttlMs = 1_000;
+const ttlMs = 2_500;
 const graceMs = 2_000;
 /** What a loaded machine may add. */
-const slackMs = 1_500;
+const slackMs = 5_000;
 
 interface Grant {
   readonly grantId: string;

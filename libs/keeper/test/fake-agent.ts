@@ -162,6 +162,9 @@ export class Keeper implements AsyncDisposable {
       this.#stdout += chunk.toString('latin1');
       for (const heard of this.#heard.splice(0)) heard();
     });
+    this.child.stdout?.on('end', () => {
+      for (const heard of this.#heard.splice(0)) heard();
+    });
     this.child.stderr?.on('data', (chunk: Buffer) => (this.#stderr += chunk.toString('utf8')));
     // `exit`, not `close`: what the run left behind may hold the pipes.
     this.exit = new Promise((resolve, reject) => {
@@ -200,11 +203,14 @@ export class Keeper implements AsyncDisposable {
     return this.#stdout;
   }
 
-  /** What a pattern finds in stdout, as soon as it is there. */
+  /** What a pattern finds in stdout, as soon as it is there. Throws where stdout closes without it. */
   async says(pattern: RegExp): Promise<RegExpExecArray> {
     for (;;) {
       const found = pattern.exec(this.#stdout);
       if (found !== null) return found;
+      if (this.child.stdout?.readableEnded !== false) {
+        throw new Error(`the run ended without ${pattern}: ${JSON.stringify(this.#stdout + this.#stderr)}`);
+      }
       await new Promise<void>((resolve) => this.#heard.push(resolve));
     }
   }

@@ -18,7 +18,7 @@ import {
 import { Terminal } from './pty.ts';
 
 /** What a loaded machine may add. */
-const slackMs = 1_500;
+const slackMs = 5_000;
 
 async function freshFor(keeper: string, agent: FakeAgent, freshForMs: number, grant: GrantToSend = {}) {
   const freshUntil = Math.round(bootTimeMs() + freshForMs);
