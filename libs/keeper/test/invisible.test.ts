@@ -389,9 +389,9 @@ describe('on a terminal', () => {
 
   it('under nohup it outlives the terminal, survivors too', async () => {
     const done = join(agent.folder, 'done');
-    const script = `nohup ${custody} sh -c 'echo up >&2; sleep 0.3; echo done > ${done}' 2>&1 | cat`;
+    const script = `nohup ${custody} sh -c 'echo running >&2; sleep 0.3; echo done > ${done}' 2>&1 | cat`;
     const terminal = new Terminal(['bash', '-c', `trap "" HUP; ${script}`], base());
-    await terminal.shows(/up/);
+    await terminal.shows(/running/); // not `up`: nohup says its own name
     terminal.hangUp();
     await until(() => existsSync(done), 'it goes on');
     await terminal.ended;
