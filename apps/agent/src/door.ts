@@ -1,4 +1,5 @@
 // Owns the Unix socket: who is at the other end, by the kernel's word, and the conversation of docs/spec/keeper.md.
+import { readSync } from 'node:fs';
 import { chmod, lstat, mkdir, rm } from 'node:fs/promises';
 import { connect, createServer, type Server, type Socket } from 'node:net';
 import { dirname } from 'node:path';
@@ -29,6 +30,7 @@ import type { KeeperEnd, Peer } from './run.ts';
 import type { Runs } from './runs.ts';
 
 const socketPathBytesMax = 100;
+const readBytesMax = 65_536;
 
 export interface DoorOptions {
   readonly path: string;
@@ -242,7 +244,26 @@ class Conversation implements KeeperEnd {
   }
 
   #send(verb: Verb, fields: readonly (readonly [string, string])[]): void {
-    if (!this.#socket.destroyed) this.#socket.write(encodeFrame({ verb, fields }));
+    if (this.#socket.destroyed) return;
+    this.#socket.write(encodeFrame({ verb, fields }), (fault) => {
+      if (fault) this.#hearLast();
+    });
+  }
+
+  /** A keeper may have said its last word and gone: Node closes a socket that takes nothing, and drops what came by it. */
+  #hearLast(): void {
+    try {
+      const fd = descriptorOf(this.#socket);
+      for (let left = payloadBytesMax; left > 0;) {
+        const chunk = Buffer.alloc(readBytesMax);
+        const got = readSync(fd, chunk);
+        if (got === 0) return;
+        this.hear(chunk.subarray(0, got));
+        left -= got;
+      }
+    } catch (error) {
+      this.#options.log.debug({ err: error }, 'nothing more came by a keeper connection'); // EAGAIN, or closed
+    }
   }
 }
 

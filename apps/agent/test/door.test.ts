@@ -162,6 +162,22 @@ describe('a run', () => {
     expect(s.spool.of('ended')).toMatchObject([{ cause: 'stale', freshUntilBootMs: freshUntil + 5_000 }]);
   });
 
+  it('whose keeper is gone when it is told something has still said how it ended', async () => {
+    const { s, path } = await openDoor();
+    s.link.claims = { freshness: { kind: 'strict', ms: 30_000 } };
+    s.link.proof = async () => s.clock.bootMs();
+    const client = new Client(path).send(request());
+    await client.next('granted');
+    client.send(started);
+    await until(() => s.spool.of('started').length === 1);
+    // In one turn: the keeper's last word is there, unread, and the beacon's finds nobody.
+    client.send(ended).end();
+    s.runs.renew(s.clock.bootMs() + 5_000);
+    s.living.delete(process.pid);
+    await settled(s);
+    expect(s.spool.of('ended')[0]).toMatchObject({ cause: 'exit', proof: 'keeper', processes: 2 });
+  });
+
   it('of best effort hears of no freshness', async () => {
     const { s, path } = await openDoor();
     const client = new Client(path).send(request());
