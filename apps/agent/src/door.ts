@@ -254,7 +254,8 @@ class Conversation implements KeeperEnd {
   #hearLast(): void {
     try {
       const fd = descriptorOf(this.#socket);
-      for (let left = payloadBytesMax; left > 0;) {
+      // Not once it is closed: its number may be somebody else's by then.
+      for (let left = payloadBytesMax; left > 0 && !this.#socket.destroyed;) {
         const chunk = Buffer.alloc(readBytesMax);
         const got = readSync(fd, chunk);
         if (got === 0) return;
