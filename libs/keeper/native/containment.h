@@ -35,6 +35,22 @@ struct containment {
 
 extern const struct containment containment;
 
+/* For lists whose elements begin with a pid, sorted by it: the order, and where the first that is not below it stands. */
+static inline int by_pid(const void *a, const void *b) {
+  pid_t first = *(const pid_t *)a, second = *(const pid_t *)b;
+  return (first > second) - (first < second);
+}
+
+static inline size_t place_of_pid(pid_t pid, const void *list, size_t count, size_t element_bytes) {
+  size_t from = 0, to = count;
+  while (from < to) {
+    size_t middle = from + (to - from) / 2;
+    if (by_pid((const char *)list + middle * element_bytes, &pid) < 0) from = middle + 1;
+    else to = middle;
+  }
+  return from;
+}
+
 /* row.c: puts a process that a walk has met on record, and does to it what the walk is for. */
 void act_on(enum act act, const struct process *process, int handle, struct rows *rows, struct walk *walk);
 

@@ -61,15 +61,7 @@ static bool prepare(void) { return (queue = kqueue()) >= 0; }
 static int watch(void) { return queue; }
 
 /* Where a pid stands in the list, or would. */
-static size_t place_of(pid_t pid) {
-  size_t from = 0, to = member_count;
-  while (from < to) {
-    size_t middle = from + (to - from) / 2;
-    if (members[middle].pid < pid) from = middle + 1;
-    else to = middle;
-  }
-  return from;
-}
+static size_t place_of(pid_t pid) { return place_of_pid(pid, members, member_count, sizeof *members); }
 
 static struct member *member_of(pid_t pid) {
   size_t place = place_of(pid);
@@ -139,11 +131,6 @@ static void note_anybody(pid_t pid, void *with) {
   one->group = getpgid(pid);
   one->session = getsid(pid);
   all_count++;
-}
-
-static int by_pid(const void *a, const void *b) {
-  pid_t first = ((const struct anybody *)a)->process.pid, second = ((const struct anybody *)b)->process.pid;
-  return (first > second) - (first < second);
 }
 
 static bool is_ours(const char *marked, void *with) { return strcmp(marked, with) == 0; }

@@ -26,9 +26,9 @@ static struct process read_as[PROCESSES_MAX]; /* the same, where they are acted 
 static size_t handles; /* kept */
 
 /* Where the kernel lists no children (CONFIG_PROC_CHILDREN): all processes, read once a walk; by parent. */
-static struct one {
-  pid_t pid;
+static struct {
   pid_t ppid;
+  pid_t pid;
 } all[PROCESSES_MAX];
 static size_t all_count;
 #ifdef CUSTODY_SCAN /* the tests' way to this path on a kernel that lists them */
@@ -46,21 +46,8 @@ static bool prepare(void) {
   return prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0;
 }
 
-static int by_parent(const void *a, const void *b) {
-  pid_t first = ((const struct one *)a)->ppid, second = ((const struct one *)b)->ppid;
-  return (first > second) - (first < second);
-}
-
 /* Where the children of that parent begin in the list, or would. */
-static size_t first_of(pid_t ppid) {
-  size_t from = 0, to = all_count;
-  while (from < to) {
-    size_t middle = from + (to - from) / 2;
-    if (all[middle].ppid < ppid) from = middle + 1;
-    else to = middle;
-  }
-  return from;
-}
+static size_t first_of(pid_t ppid) { return place_of_pid(ppid, all, all_count, sizeof *all); }
 
 static bool childless(const struct process *process) {
   if (!children_listed) {
@@ -176,7 +163,7 @@ static void walk_children_of(size_t parent) {
   if (parent == 0) {
     all_count = 0;
     each_process(note_process, NULL);
-    qsort(all, all_count, sizeof *all, by_parent);
+    qsort(all, all_count, sizeof *all, by_pid);
   }
   pid_t ppid = met[parent].pid;
   for (size_t i = first_of(ppid); i < all_count && all[i].ppid == ppid; i++) meet(all[i].pid, parent);
